@@ -1,0 +1,1 @@
+"""The shared core: layouts, masks, schedules, caches and the one decode loop."""

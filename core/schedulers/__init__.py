@@ -1,0 +1,1 @@
+"""Update rules of a block, one algorithm a file, as diffusers scheduler objects."""

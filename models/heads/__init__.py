@@ -1,0 +1,1 @@
+"""Heads: how a hidden state becomes a sample."""

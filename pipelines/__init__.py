@@ -1,0 +1,1 @@
+"""diffusers pipelines per modality, and media writers."""

@@ -1,0 +1,1 @@
+"""Stages, the accelerate loop, data sets and evaluation."""
