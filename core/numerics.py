@@ -1,0 +1,63 @@
+"""Linear maps whose row results do not depend on how many rows share the call.
+
+On a CPU the matrix kernels pick their inner loop from the row count, so the last bits of a row
+change when another request joins the batch. Padding the rows to a multiple of eight makes every
+row go through the same loop. The module knows nothing about models or batches.
+
+Invariants: the result equals `torch.nn.functional.linear` up to rounding; in eval mode, without
+gradients, on a CPU, row i of the result is a function of row i of the input only, bit for bit.
+"""
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.nn import functional
+
+ROW_MULTIPLE = 8
+
+
+def row_stable_linear(
+    x: Float[Tensor, "*rows features"],
+    weight: Float[Tensor, "out features"],
+    bias: Float[Tensor, " out"] | None = None,
+) -> Float[Tensor, "*rows out"]:
+    """Apply a linear map so that one row's bits do not depend on the other rows.
+
+    Rows are padded with zeros to a multiple of eight only on a CPU and only while gradients are
+    off; anywhere else this is the plain linear map, since training needs no such promise.
+
+    Args:
+        x: Input rows, any leading axes.
+        weight: Matrix, one row per output feature.
+        bias: Added to every output row, or None.
+
+    Returns:
+        `x @ weight.T + bias` in the dtype of `x` (or of autocast).
+    """
+    num_rows = x.numel() // max(x.shape[-1], 1)
+    if torch.is_grad_enabled() or x.device.type != "cpu" or num_rows == 0:
+        return functional.linear(x, weight, bias)
+    rows = x.reshape(num_rows, x.shape[-1])
+    padded = functional.pad(rows, (0, 0, 0, -num_rows % ROW_MULTIPLE))
+    out = functional.linear(padded, weight, bias)[:num_rows]
+    return out.reshape(*x.shape[:-1], weight.shape[0])
+
+
+class RowStableLinear(nn.Linear):
+    """`nn.Linear` that keeps an item's bits independent of the batch size in eval mode.
+
+    Parameters, initialisation and state names are those of `nn.Linear`.
+    """
+
+    def forward(self, x: Float[Tensor, "*rows features"]) -> Float[Tensor, "*rows out"]:
+        """Apply the layer; rows are padded in eval mode under no-grad on a CPU.
+
+        Args:
+            x: Input rows, any leading axes.
+
+        Returns:
+            Output rows, same leading axes.
+        """
+        if self.training:
+            return functional.linear(x, self.weight, self.bias)
+        return row_stable_linear(x, self.weight, self.bias)

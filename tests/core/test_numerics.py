@@ -1,0 +1,51 @@
+"""Row-stable linear maps: the bits of a row must not depend on its neighbours."""
+
+import pytest
+import torch
+from torch.nn import functional
+
+from blockloom.core.numerics import RowStableLinear, row_stable_linear
+
+
+def _layer_and_rows(dtype: torch.dtype, features: int, out: int, num_rows: int = 64):
+    generator = torch.Generator().manual_seed(features * 1000 + out)
+    layer = RowStableLinear(features, out, dtype=dtype).eval()
+    with torch.no_grad():
+        layer.weight.copy_(torch.randn(out, features, generator=generator, dtype=dtype))
+        layer.bias.copy_(torch.randn(out, generator=generator, dtype=dtype))
+    return layer, torch.randn(num_rows, features, generator=generator, dtype=dtype)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize(("features", "out"), [(3, 5), (16, 1), (33, 100), (64, 64), (192, 576)])
+def test_rows_are_bit_equal_for_every_row_count(dtype, features, out):
+    layer, rows = _layer_and_rows(dtype, features, out)
+    with torch.no_grad():
+        full = layer(rows)
+        for count in range(1, 21):
+            assert torch.equal(layer(rows[:count]), full[:count]), count
+
+
+def test_leading_axes_and_values_match_plain_linear():
+    layer, rows = _layer_and_rows(torch.float64, 7, 4, 30)
+    x = rows.reshape(2, 3, 5, 7)
+    with torch.no_grad():
+        got = layer(x)
+    torch.testing.assert_close(got, functional.linear(x, layer.weight, layer.bias).detach())
+    assert got.shape == (2, 3, 5, 4)
+
+
+def test_training_uses_the_plain_map_and_has_gradients():
+    layer, rows = _layer_and_rows(torch.float32, 6, 3, 5)
+    layer.train()
+    layer(rows).sum().backward()
+    torch.testing.assert_close(layer.weight.grad, rows.sum(0).expand(3, 6))
+    assert torch.equal(layer.bias.grad, torch.full((3,), 5.0))
+
+
+def test_no_bias_and_no_rows():
+    weight = torch.arange(6.0).reshape(2, 3)
+    with torch.no_grad():
+        got = row_stable_linear(torch.ones(1, 3), weight)
+        assert got.tolist() == [[3.0, 12.0]]
+        assert row_stable_linear(torch.ones(0, 3), weight).shape == (0, 2)
