@@ -1,97 +1,175 @@
-"""Errors that a user can act on, each with the exit code the command line answers with.
+"""Errors a user can act on, and the small checks that raise them.
 
-What it does not know: who prints it. Libraries raise these; only `cli.py` turns them into a
-line on stderr and an exit status.
-
-Invariants: a message is one line and names the setting, the value and what would be legal.
-Usage, data and model errors are also `ValueError`, so callers of the Python interface can
-catch the usual class.
+What it is: one exception family with the exit code and the short code the command line prints,
+and helpers that name the setting, the value given, what is allowed and the nearest legal value.
+What it does not know: torch, recipes, the command line's layout.
+Invariants: importing this file imports nothing heavy; every class that reports a bad value is
+also a `ValueError`, so callers that only know Python's own errors still catch it.
 """
 
-from difflib import get_close_matches
-from typing import Any, Sequence
+import difflib
+import math
+from collections.abc import Iterable, Sequence
+from typing import Any
 
 
 class BlockloomError(Exception):
-    """Base of all errors raised on purpose; exit code 1 unless a subclass says otherwise.
+    """Base of every error Blockloom raises on purpose.
 
-    Attributes:
-        exit_code: Process exit status used by the command line.
-        code: Stable label printed between brackets, for searching.
+    Args:
+        message: What went wrong, the value given, what is allowed and what to try.
+        exit_code: Process exit status; the class default when None.
     """
 
     exit_code: int = 1
-    code: str = "E-1000"
+    code: str = "E-FAILED"
 
-    def __init__(self, message: str, *, code: str | None = None, exit_code: int | None = None):
+    def __init__(self, message: str, exit_code: int | None = None) -> None:
         super().__init__(message)
-        if code is not None:
-            self.code = code
+        self.message = message
         if exit_code is not None:
             self.exit_code = exit_code
 
 
 class UsageError(BlockloomError, ValueError):
-    """A setting, flag or argument that cannot mean anything (exit 2)."""
+    """A setting or argument the user gave is not legal."""
 
     exit_code = 2
-    code = "E-2000"
+    code = "E-USAGE"
 
 
 class DataError(BlockloomError, ValueError):
-    """An input file or record that cannot be used (exit 3)."""
+    """A data set, image or caption file cannot be used."""
 
     exit_code = 3
-    code = "E-3000"
+    code = "E-DATA"
 
 
 class ModelError(BlockloomError, ValueError):
-    """A recipe, configuration or weights that cannot be used (exit 4)."""
+    """A recipe or a set of weights does not describe a model that can run."""
 
     exit_code = 4
-    code = "E-4000"
+    code = "E-MODEL"
 
 
 class ResourceError(BlockloomError):
-    """Memory, disk, device or lock that is not available (exit 5)."""
+    """The machine lacks memory, disk or a device that the request needs."""
 
     exit_code = 5
-    code = "E-5000"
+    code = "E-RESOURCE"
 
 
-def explain(what: str, *, got: Any = None, allowed: str | None = None, hint: str | None = None) -> str:
-    """Build the one-line message form `what; got …; allowed …; try …`.
-
-    Args:
-        what: The setting or object that is wrong, in words.
-        got: Value that was given; shortened to 120 characters.
-        allowed: Legal values in words.
-        hint: What to do, without the word "try".
-
-    Returns:
-        One line without line breaks.
-    """
-    parts = [what]
-    if got is not None:
-        text = got if isinstance(got, str) else repr(got)
-        parts.append(f"got {text if len(text) <= 120 else text[:117] + '...'}")
-    if allowed:
-        parts.append(f"allowed {allowed}")
-    if hint:
-        parts.append(f"try {hint}")
-    # Control characters from user input must not reach a terminal.
-    return "".join(c if c.isprintable() else " " for c in "; ".join(parts))
-
-
-def nearest(name: str, names: Sequence[str]) -> str | None:
-    """Find the legal name closest to a misspelt one.
+def nearest(value: Any, legal: Iterable[Any]) -> Any | None:
+    """Find the legal value closest to a rejected one, for a did-you-mean hint.
 
     Args:
-        name: What was written.
-        names: Legal names.
+        value: What the user gave: a number or a name.
+        legal: The values that would be accepted.
 
     Returns:
-        The closest name, or None when nothing is similar.
+        The numerically closest number (ties go to the smaller), or the most similar name, or
+        None when nothing is similar enough to be worth suggesting.
+
+    Example:
+        >>> nearest(30, [8, 16, 32]), nearest("confidance", ["confidence", "random"])
+        (32, 'confidence')
     """
-    matches = get_close_matches(name[:200], list(names), n=1, cutoff=0.5)
-    return matches[0] if matches else None
+    choices = list(legal)
+    if _is_number(value):
+        numbers = sorted(choice for choice in choices if _is_number(choice))
+        return min(numbers, key=lambda choice: abs(choice - value)) if numbers else None
+    by_name = {str(choice).lower(): choice for choice in choices}
+    close = difflib.get_close_matches(str(value).lower(), by_name, n=1, cutoff=0.5)
+    return by_name[close[0]] if close else None
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and not math.isnan(value)
+
+
+def describe(setting: str, value: Any, allowed: str, hint: Any | None = None) -> str:
+    """Write the one-line message all checks share: what, got, allowed, try.
+
+    Args:
+        setting: Name of the setting as the user writes it.
+        value: The value that was given.
+        allowed: What would be accepted, in words.
+        hint: A value to try, or None.
+    """
+    text = f"{setting} is not legal; got {value!r}; allowed {allowed}"
+    return text if hint is None else f"{text}; try {hint!r}"
+
+
+def check_one_of(setting: str, value: Any, legal: Sequence[Any]) -> None:
+    """Require a value to be one of a list.
+
+    Raises:
+        UsageError: It is not; the message names the closest legal value.
+    """
+    if value not in legal:
+        allowed = ", ".join(str(choice) for choice in legal)
+        raise UsageError(describe(setting, value, allowed, nearest(value, legal)))
+
+
+def check_range(
+    setting: str, value: float, low: float = -math.inf, high: float = math.inf, *, open_low=False
+) -> None:
+    """Require a finite number inside [low, high], or (low, high] with `open_low`.
+
+    Raises:
+        UsageError: Outside, or not a finite number; the message names the nearest bound.
+    """
+    fine = _is_number(value) and math.isfinite(value) and low <= value <= high
+    if not fine or (open_low and value == low):
+        hint = min(max(value, low), high) if _is_number(value) else None
+        shown = hint if hint is not None and math.isfinite(hint) and hint != value else None
+        bracket = "(" if open_low else "["
+        raise UsageError(describe(setting, value, f"{bracket}{low}, {high}]", shown))
+
+
+def check_count(setting: str, value: int, low: int = 1, high: float = math.inf) -> None:
+    """Require a whole number inside [low, high].
+
+    Raises:
+        UsageError: Not an int, or outside; the message names the nearest bound.
+    """
+    if not isinstance(value, int) or isinstance(value, bool):
+        raise UsageError(describe(setting, value, f"a whole number in [{low}, {high}]"))
+    check_range(setting, value, low, high)
+
+
+def check_divisible(setting: str, value: int, divisor: int) -> None:
+    """Require `value` to be a whole positive multiple of `divisor`.
+
+    Raises:
+        UsageError: It is not; the message names the nearest multiple.
+    """
+    if value <= 0 or value % divisor:
+        closest = max(divisor, round(value / divisor) * divisor)
+        raise UsageError(describe(setting, value, f"multiples of {divisor}", closest))
+
+
+def check_shape(setting: str, shape: Sequence[int], expected: Sequence[int | None]) -> None:
+    """Require a tensor shape; None in `expected` matches any extent.
+
+    Raises:
+        UsageError: Number of axes or an extent differs.
+    """
+    given = tuple(shape)
+    fits = len(given) == len(expected)
+    if not fits or any(want is not None and want != got for want, got in zip(expected, given)):
+        wanted = "[" + ", ".join("any" if want is None else str(want) for want in expected) + "]"
+        raise UsageError(describe(f"shape of {setting}", list(given), wanted))
+
+
+def check_known_keys(where: str, given: Iterable[str], legal: Iterable[str]) -> None:
+    """Require every key to be known, so that a misspelt setting is never silently ignored.
+
+    Raises:
+        UsageError: An unknown key; the message names it and the closest known one.
+    """
+    known = sorted(legal)
+    for key in given:
+        if key not in known:
+            hint = nearest(key, known)
+            raise UsageError(describe(f"{where} setting", key, ", ".join(known), hint))
