@@ -1,0 +1,159 @@
+"""The one place that calls an attention kernel.
+
+`attend` runs a lowered mask (core/lowering.py) with PyTorch's scaled dot product attention or with
+FlexAttention. It knows neither masks as predicates nor caches.
+
+Invariant: all lowered forms give the same result up to rounding; rows that see nothing return 0.
+"""
+
+import warnings
+from functools import lru_cache
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor
+from torch.nn.attention.bias import causal_lower_right
+from torch.nn.attention.flex_attention import flex_attention
+
+from .lowering import (
+    BACKENDS,
+    DenseMask,
+    FlexMask,
+    Lowered,
+    NoMask,
+    Rect,
+    Rectangles,
+    flops,
+    lower,
+    mask_predicate,
+)
+
+__all__ = [
+    "BACKENDS",
+    "DenseMask",
+    "FlexMask",
+    "Lowered",
+    "NoMask",
+    "Rect",
+    "Rectangles",
+    "attend",
+    "flops",
+    "lower",
+    "mask_predicate",
+]
+
+
+def attend(
+    query: Float[Tensor, "batch heads queries head_dim"],
+    key: Float[Tensor, "batch kv_heads keys head_dim"],
+    value: Float[Tensor, "batch kv_heads keys value_dim"],
+    lowered: Lowered,
+    *,
+    bias: Float[Tensor, "#batch #heads queries keys"] | None = None,
+) -> Float[Tensor, "batch heads queries value_dim"]:
+    """Run masked attention, scaled by 1 / sqrt(head_dim).
+
+    Args:
+        query: Queries.
+        key: Keys; `heads` must be a multiple of `kv_heads` (grouped-query attention).
+        value: Values.
+        lowered: Result of `lower` for layouts of these lengths.
+        bias: Added to the scores before the softmax.
+
+    Returns:
+        Attention output; exactly 0 for rows that see no key.
+
+    Raises:
+        ValueError: `heads` is not a multiple of `kv_heads`.
+    """
+    if query.shape[1] % key.shape[1]:
+        raise ValueError(
+            f"heads must be a multiple of kv_heads, got {query.shape[1]} and {key.shape[1]}"
+        )
+    if isinstance(lowered, NoMask):
+        return _sdpa(query, key, value, bias)
+    if isinstance(lowered, Rectangles):
+        return _attend_rectangles(query, key, value, lowered, bias)
+    if isinstance(lowered, FlexMask):
+        output = _attend_flex(query, key, value, lowered, bias)
+    else:
+        mask: Tensor = lowered.may_attend
+        if bias is not None:
+            mask = bias.masked_fill(~mask, -torch.inf)
+        output = _sdpa(query, key, value, mask)
+    if lowered.is_blind is None:
+        return output
+    return output.masked_fill(lowered.is_blind[..., None], 0.0)
+
+
+def _sdpa(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Tensor:
+    is_grouped = query.shape[1] != key.shape[1]
+    return F.scaled_dot_product_attention(query, key, value, mask, enable_gqa=is_grouped)
+
+
+def _attend_rectangles(
+    query: Tensor, key: Tensor, value: Tensor, lowered: Rectangles, bias: Tensor | None
+) -> Tensor:
+    """Attend one query range at a time over the concatenated key slices it sees."""
+    shape = (*query.shape[:-1], value.shape[-1])
+    parts, done = [], 0
+    for start, stop, rects in lowered.ranges():
+        if start > done:
+            parts.append(query.new_zeros(*shape[:2], start - done, shape[-1]))
+        slices = [slice(rect.k_start, rect.k_stop) for rect in rects]
+        keys, values = _gather(key, slices), _gather(value, slices)
+        mask: Tensor | None = None
+        if rects[-1].kind == "causal":
+            # Bottom-right aligned: the causal square is the tail of the concatenated keys.
+            mask = causal_lower_right(stop - start, keys.shape[2])
+        if bias is not None:
+            part = torch.cat([bias[..., start:stop, piece] for piece in slices], -1)
+            mask = part if mask is None else _with_tail(part)
+        parts.append(_sdpa(query[:, :, start:stop], keys, values, mask))
+        done = stop
+    if done < shape[2]:
+        parts.append(query.new_zeros(*shape[:2], shape[2] - done, shape[-1]))
+    return parts[0] if len(parts) == 1 else torch.cat(parts, 2)
+
+
+def _gather(tensor: Tensor, slices: list[slice]) -> Tensor:
+    if len(slices) == 1:
+        return tensor[:, :, slices[0]]
+    return torch.cat([tensor[:, :, piece] for piece in slices], 2)
+
+
+def _with_tail(bias: Tensor) -> Tensor:
+    """Hide the upper right corner of a bias, aligned to the bottom right."""
+    rows, keys = bias.shape[-2:]
+    hidden = torch.ones(rows, keys, dtype=torch.bool, device=bias.device).triu(keys - rows + 1)
+    return bias.masked_fill(hidden, -torch.inf)
+
+
+@lru_cache(maxsize=1)
+def _compiled_flex() -> object:
+    return torch.compile(flex_attention, dynamic=True)
+
+
+def _attend_flex(
+    query: Tensor, key: Tensor, value: Tensor, lowered: FlexMask, bias: Tensor | None
+) -> Tensor:
+    score_mod = None
+    if bias is not None:
+        wide = bias.expand(query.shape[0], query.shape[1], *bias.shape[-2:])
+
+        def score_mod(score, batch, head, q_index, k_index):  # noqa: ANN001, ANN202
+            return score + wide[batch, head, q_index, k_index]
+
+    run = _compiled_flex() if query.device.type == "cuda" else flex_attention
+    with warnings.catch_warnings():
+        # Eager FlexAttention on CPU is only the equality reference; its speed hint is expected.
+        warnings.filterwarnings("ignore", message=".*flex_attention called without torch.compile.*")
+        return run(
+            query,
+            key,
+            value,
+            score_mod=score_mod,
+            block_mask=lowered.block_mask,
+            enable_gqa=query.shape[1] != key.shape[1],
+        )
