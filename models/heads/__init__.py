@@ -1,1 +1,56 @@
-"""Heads: how a hidden state becomes a sample."""
+"""Output heads and the factory that builds them from a config."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from .base import Head, HeadSample
+from .categorical import CategoricalHead
+from .patch import PatchHead
+
+__all__ = ["CategoricalHead", "Head", "HeadSample", "PatchHead", "build_head"]
+
+_HEADS: dict[str, type[Head]] = {"categorical": CategoricalHead, "patch": PatchHead}
+
+
+def build_head(
+    config: Mapping[str, Any],
+    dim: int,
+    *,
+    codebook_size: int | None = None,
+    num_codebooks: int = 1,
+    latent_channels: int | None = None,
+) -> Head:
+    """Build a head from its config.
+
+    Args:
+        config: `kind` (categorical, patch, diffusion, shortcut or gmm) and the head's own settings.
+        dim: Width of the trunk states.
+        codebook_size: Codes per codebook of the tokenizer; needed by the categorical head.
+        num_codebooks: Codes per token of the tokenizer.
+        latent_channels: Channels per token of the tokenizer; needed by the continuous heads.
+
+    Returns:
+        The head, freshly initialised.
+
+    Raises:
+        ValueError: Unknown kind, unknown setting, or a tokenizer of the wrong value type.
+    """
+    settings = dict(config)
+    kind = settings.pop("kind", None)
+    if kind not in _HEADS:
+        raise ValueError(f"head.kind must be one of {sorted(_HEADS)}, got {kind!r}")
+    if _HEADS[kind].value == "code":
+        sizes = {"vocab_size": codebook_size, "num_codebooks": num_codebooks}
+        needed = codebook_size
+    else:
+        sizes = {"channels": latent_channels}
+        needed = latent_channels
+    if needed is None:
+        raise ValueError(
+            f"head.kind {kind!r} needs a tokenizer with {_HEADS[kind].value} values, got one "
+            "without; pick a tokenizer or a head of the other value type"
+        )
+    try:
+        return _HEADS[kind](dim, **(sizes | settings))
+    except TypeError as error:
+        raise ValueError(f"head.{kind} got a setting it does not have: {error}") from error

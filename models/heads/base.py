@@ -1,0 +1,136 @@
+"""The contract every output head keeps, and what heads share.
+
+A head turns trunk states into a loss while training and into drawn values while decoding. It knows
+nothing about masks, caches, schedules or pictures.
+
+Invariants: the output layer starts at zero; `loss` returns one number per token; `sample` takes
+its randomness from one generator per item only, so an item's bits do not depend on the batch.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from jaxtyping import Float, Shaped
+from torch import Tensor, nn
+
+from ...core.guidance import guide
+from ...core.sampling import TokenStats
+
+
+@dataclass
+class HeadSample:
+    """What a head drew for each token.
+
+    Attributes:
+        values: `[batch, tokens, codebooks]` int64 codes or `[batch, tokens, channels]` latents.
+        stats: Confidence numbers per token, or None where the head has no tractable density.
+        log_prob: `[batch, tokens]` float32 log probability (codes) or log density (latents) of
+            the draw under the unfiltered, unguided-scale distribution, or None when unknown.
+    """
+
+    values: Tensor
+    stats: TokenStats | None = None
+    log_prob: Tensor | None = None
+
+
+class Head(nn.Module):
+    """Base of all heads.
+
+    Attributes:
+        value: "code" when the head yields codebook ids, "latent" for continuous vectors.
+        runs: "token" when one trunk state is enough to sample, "row" when the trunk must run
+            again at every noise level (patch head).
+    """
+
+    value: ClassVar[str] = "latent"
+    runs: ClassVar[str] = "token"
+
+    def loss(
+        self,
+        hidden: Float[Tensor, "batch tokens dim"],
+        target: Shaped[Tensor, "batch tokens channels"],
+        generator: torch.Generator | None = None,
+    ) -> Float[Tensor, "batch tokens"]:
+        """Return one loss per token; subclasses implement it.
+
+        Args:
+            hidden: Trunk states.
+            target: True codes or latents of the same tokens.
+            generator: Source of the noise the loss needs, or None for torch's global one.
+
+        Returns:
+            Loss per token, float32, not averaged.
+        """
+        raise NotImplementedError(f"{type(self).__name__} has no loss")
+
+    def sample(
+        self,
+        hidden: Float[Tensor, "batch tokens dim"],
+        generators: Sequence[torch.Generator],
+        **settings: object,
+    ) -> HeadSample:
+        """Draw one value per token; subclasses with `runs == "token"` implement it.
+
+        Args:
+            hidden: Trunk states under the prompt.
+            generators: One CPU generator per item.
+            **settings: Sampling settings of the subclass.
+
+        Returns:
+            The drawn values.
+        """
+        raise NotImplementedError(f"{type(self).__name__} cannot sample from one trunk state")
+
+
+def guided(
+    cond: Float[Tensor, "batch tokens *rest"],
+    uncond: Float[Tensor, "batch tokens *rest"] | None,
+    scale: float | Tensor,
+) -> Float[Tensor, "batch tokens *rest"]:
+    """Combine two predictions by classifier-free guidance, with one scale or one per token.
+
+    Args:
+        cond: Prediction under the prompt.
+        uncond: Prediction without it, or None for no guidance.
+        scale: Guidance scale; 1.0 returns `cond`. A tensor has shape [batch] or [batch, tokens].
+
+    Returns:
+        `uncond + scale * (cond - uncond)`.
+    """
+    if uncond is None:
+        return cond
+    if isinstance(scale, Tensor):
+        per_token = scale.reshape(*scale.shape, *[1] * (cond.ndim - scale.ndim)).to(cond)
+        return uncond + per_token * (cond - uncond)
+    return cond if scale == 1.0 else guide(uncond, cond, float(scale))
+
+
+def zero_init(layer: nn.Linear) -> nn.Linear:
+    """Set a linear layer to zero, so that the head starts from a neutral output.
+
+    Args:
+        layer: Layer to clear in place.
+
+    Returns:
+        The same layer.
+    """
+    nn.init.zeros_(layer.weight)
+    if layer.bias is not None:
+        nn.init.zeros_(layer.bias)
+    return layer
+
+
+def require_positive(**settings: float) -> None:
+    """Check that numeric settings are positive.
+
+    Args:
+        **settings: Name and value of each setting.
+
+    Raises:
+        ValueError: A value is zero or below; the message names it and the nearest legal value.
+    """
+    for name, value in settings.items():
+        if value <= 0:
+            raise ValueError(f"{name} must be positive, got {value}; nearest legal value is 1")
