@@ -15,7 +15,8 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-from ..core.errors import DataError, ModelError, explain, nearest
+from ..core.errors import DataError, ModelError, nearest
+from ..core.messages import explain
 
 FORMAT = 1
 _VERSIONED = ("torch", "diffusers", "transformers", "numpy", "pillow")
@@ -89,7 +90,6 @@ class ImageParams:
                         allowed=", ".join(names),
                         hint=close,
                     ),
-                    code="E-3004",
                 )
         for f in fields(cls):
             _check_type(f.name, record.get(f.name), required=f.name in ("prompt", "seed", "model"))
@@ -123,7 +123,7 @@ def _check_type(name: str, value: Any, *, required: bool) -> None:
         is_right = isinstance(value, (int, float)) and not isinstance(value, bool)
         kind = "a number"
     if not is_right:
-        raise DataError(explain(f"parameter {name}", got=value, allowed=kind), code="E-3004")
+        raise DataError(explain(f"parameter {name}", got=value, allowed=kind))
     if name == "seed" and not 0 <= value < 2**64:
         raise DataError(explain("parameter seed", got=value, allowed="0 to 2**64 - 1"))
 
@@ -172,12 +172,10 @@ class Record:
         if not isinstance(record, dict) or not isinstance(record.get("params"), dict):
             raise DataError(
                 explain(f"{where} holds no blockloom parameters", hint="a file made by blockloom"),
-                code="E-3005",
             )
         if record.get("format") != FORMAT:
             raise DataError(
                 explain(f"{where}: format", got=record.get("format"), allowed=str(FORMAT)),
-                code="E-3005",
             )
         versions = record.get("versions")
         return cls(
@@ -251,11 +249,10 @@ def model_folder(name: str) -> Path:
     bundled = bundled_models()
     choices = ", ".join(bundled) or "the path of a saved pipeline"
     if not name.strip():
-        raise ModelError(explain("model name is empty", allowed=choices), code="E-4001")
+        raise ModelError(explain("model name is empty", allowed=choices))
     if "://" in name:
         raise ModelError(
             explain("a model is not loaded from a URL", got=name, allowed=f"{choices} or a folder"),
-            code="E-4001",
         )
     if name in bundled:
         return bundled[name]
@@ -264,12 +261,10 @@ def model_folder(name: str) -> Path:
         close = nearest(name, list(bundled))
         raise ModelError(
             explain("no such model", got=name, allowed=f"{choices} or a folder", hint=close),
-            code="E-4001",
         )
     if not folder.is_dir():
         raise ModelError(
             explain("a model is a folder with model_index.json, not a file", got=folder.name),
-            code="E-4002",
         )
     if not (folder / "model_index.json").is_file():
         raise ModelError(
@@ -277,7 +272,6 @@ def model_folder(name: str) -> Path:
                 f"folder {folder.name!r} holds no model_index.json",
                 allowed="a folder written by save_pretrained or by blockloom train",
             ),
-            code="E-4002",
         )
     _refuse_pickles(folder)
     return folder
@@ -295,7 +289,6 @@ def _refuse_pickles(folder: Path) -> None:
                     allowed="safetensors weights",
                     hint="save the model again with safe_serialization=True and remove this file",
                 ),
-                code="E-4003",
             )
 
 
@@ -313,9 +306,7 @@ def weights_hash(folder: Path) -> str:
     """
     paths = sorted(folder.rglob("*.safetensors"), key=lambda p: p.relative_to(folder).as_posix())
     if not paths:
-        raise ModelError(
-            explain(f"folder {folder.name!r} holds no safetensors weights"), code="E-4002"
-        )
+        raise ModelError(explain(f"folder {folder.name!r} holds no safetensors weights"))
     digest = hashlib.sha256()
     for path in paths:
         try:
