@@ -1,0 +1,323 @@
+"""Every subcommand and flag of `blockloom`, as frozen dataclasses that tyro reads.
+
+What it does not know: how a command does its work. `cli.py` maps each class to the module that
+runs it.
+
+Invariants: no torch; a value that got past this file is legal as far as can be said without a
+model; None means "the recipe's own value".
+"""
+
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal, Union
+
+import tyro
+
+from . import values
+
+Steps = Annotated[
+    int | None,
+    values.spec(
+        values.whole("--steps", 1, values.MAX_STEPS), f"1..{values.MAX_STEPS}", absent="recipe"
+    ),
+]
+Seed = Annotated[
+    int, values.spec(values.whole("--seed", 0, values.MAX_SEED, also=-1), "0..2**64-1|-1")
+]
+Guidance = Annotated[
+    float | None,
+    values.spec(values.real("--guidance-scale", 0.0, 100.0), "0..100", absent="recipe"),
+]
+Temperature = Annotated[
+    float | None,
+    values.spec(values.real("--temperature", 0.0, 100.0), "0..100", absent="recipe"),
+]
+TopK = Annotated[
+    int | None, values.spec(values.whole("--top-k", 1, 2**20), "1..VOCABULARY", absent="recipe")
+]
+TopP = Annotated[
+    float | None,
+    values.spec(values.real("--top-p", 0.0, 1.0, open_low=True), "(0..1]", absent="recipe"),
+]
+_STEP = values.SIZE_STEP
+Height = Annotated[
+    int | None,
+    values.spec(
+        values.whole("--height", _STEP, values.MAX_SIZE, step=_STEP), "PIXELS", absent="recipe"
+    ),
+]
+Width = Annotated[
+    int | None,
+    values.spec(
+        values.whole("--width", _STEP, values.MAX_SIZE, step=_STEP), "PIXELS", absent="recipe"
+    ),
+]
+Device = Annotated[str, values.spec(values.device, "auto|cpu|cuda[:N]|mps")]
+Dtype = Annotated[
+    str | None,
+    values.spec(values.one_of("--dtype", values.DTYPES), "|".join(values.DTYPES), "float32"),
+]
+Text = Annotated[str | None, values.spec(values.prompt, "TEXT")]
+Prompt = tyro.conf.Positional[Text]
+Path = Annotated[str | None, values.spec(str, "PATH")]
+Name = Annotated[str | None, values.spec(str, "NAME")]
+Sets = tyro.conf.UseAppendAction[
+    tuple[Annotated[str, values.spec(values.override, "KEY=VALUE")], ...]
+]
+Format = Literal["text", "json"]
+Kind = Literal["image"]
+
+
+@dataclass(frozen=True)
+class Common:
+    """Flags of every command."""
+
+    format: Format = "text"
+    """What stdout holds: lines for people, or JSON."""
+    debug: bool = False
+    """Show the traceback of an error."""
+
+
+@dataclass(frozen=True)
+class Model(Common):
+    """Which model, on what."""
+
+    recipe: Name = None
+    """Use the bundled model that was trained from this recipe (see `blockloom recipes`)."""
+    model: Name = None
+    """Bundled name or folder of a saved pipeline. Default: blockloom/emoji."""
+    device: Device = "auto"
+    """Where to compute; auto takes CUDA when there is one."""
+    dtype: Dtype = None
+    """Number format of the model; float16 needs CUDA."""
+
+
+@dataclass(frozen=True)
+class Sampling(Model):
+    """How to draw."""
+
+    steps: Steps = None
+    """Rows of the schedule per block."""
+    guidance_scale: Guidance = None
+    """Weight of the prompt; 1 is off."""
+    temperature: Temperature = None
+    """0 is greedy."""
+    top_k: TopK = None
+    """Draw from the k likeliest codes only."""
+    top_p: TopP = None
+    """Draw from the likeliest codes that hold this much probability."""
+    height: Height = None
+    """Multiple of 8; a bundled model draws its own size only."""
+    width: Width = None
+    """Multiple of 8; a bundled model draws its own size only."""
+    negative_prompt: Text = None
+    """What to steer away from."""
+    style: Name = None
+    """Appended to the prompt as ", NAME style"; the emoji models know noto, blobmoji, twemoji,
+    openmoji, fluent-3d and fluent-flat."""
+
+
+@dataclass(frozen=True)
+class Generate(Sampling):
+    """Draw pictures from a prompt."""
+
+    kind: tyro.conf.Positional[Kind] = "image"
+    """What to make."""
+    prompt: Prompt = None
+    """What to draw."""
+    seed: Seed = -1
+    """Picture k of --num uses seed + k; -1 takes a random seed and prints it."""
+    num: Annotated[int, values.spec(values.whole("--num", 1, values.MAX_NUM), "N")] = 1
+    """How many pictures."""
+    out: Path = None
+    """A .png file (one picture) or a folder. Default: the folder outputs."""
+    overwrite: bool = False
+    """Replace files that hold something else."""
+    no_metadata: bool = False
+    """Write neither the parameters into the PNG nor a sidecar."""
+    params_from: Path = None
+    """Repeat the picture of this .png or sidecar .json; flags given beside it win."""
+
+
+@dataclass(frozen=True)
+class Edit(Sampling):
+    """Redraw a region of a picture from a prompt and keep the rest."""
+
+    kind: tyro.conf.Positional[Kind] = "image"
+    """What to edit."""
+    input: tyro.conf.Positional[Path] = None
+    """The picture: PNG, JPEG, WEBP, GIF or BMP."""
+    prompt: Text = None
+    """What the whole picture shows."""
+    region: Annotated[
+        str | None, values.spec(values.region, "left|right|top|bottom|x0,y0,x1,y1")
+    ] = None
+    """What to redraw: a half, or a box in pixels of the input (required)."""
+    seed: Seed = -1
+    """-1 takes a random seed and prints it."""
+    params_from: Path = None
+    """Repeat the edit of this .png or sidecar .json; flags given beside it win."""
+    out: Path = None
+    """A .png file or a folder. Default: the folder outputs."""
+    overwrite: bool = False
+    """Replace files that hold something else."""
+    no_metadata: bool = False
+    """Write neither the parameters into the PNG nor a sidecar."""
+
+
+@dataclass(frozen=True)
+class Batch(Sampling):
+    """Draw one picture per line of a file; stop and start again as you like."""
+
+    prompts: tyro.conf.Positional[Path] = None
+    """JSONL (id, prompt, negative_prompt, seed, style, steps, ...) or one prompt per line."""
+    out: Path = None
+    """Folder for pictures, sidecars and index.jsonl (required)."""
+    seed: Annotated[int, values.spec(values.whole("--seed", 0, values.MAX_SEED), "0..2**64-1")] = 0
+    """Seed of the run; an item without its own seed uses hash64(seed, id)."""
+    batch_size: Annotated[int, values.spec(values.whole("--batch-size", 1, 1024), "N")] = 8
+    """Pictures computed together; changes speed, never pixels."""
+    shard: Annotated[str, values.spec(values.shard, "I/N")] = "0/1"
+    """Work on lines I, I+N, I+2N, ... only, I counted from 0."""
+    on_error: Literal["stop", "skip"] = "stop"
+    """Stop at a bad line before drawing anything, or skip it and answer 6 at the end."""
+    limit: Annotated[int | None, values.spec(values.whole("--limit", 1, 10**9), "N")] = None
+    """Read only the first N prompts."""
+    dry_run: bool = False
+    """Check everything and say what would be drawn."""
+    overwrite: bool = False
+    """Draw again what is already there."""
+    no_metadata: bool = False
+    """Leave the parameters out of the PNG files; the sidecars stay, resuming needs them."""
+
+
+@dataclass(frozen=True)
+class Train(Common):
+    """Train a tokenizer and a model from a recipe."""
+
+    recipe: tyro.conf.Positional[Name] = None
+    """Recipe name or path of a YAML file."""
+    data: Path = None
+    """Folder of pictures with metadata.jsonl or .txt captions, or an .npz or .parquet file."""
+    out: Path = None
+    """Folder for checkpoints, log and the finished pipeline."""
+    stage: Literal["all", "tokenizer", "model"] = "all"
+    """Which part to train."""
+    resume: bool = False
+    """Go on from the newest good checkpoint in --out."""
+    steps: Annotated[int | None, values.spec(values.whole("--steps", 1, 10**9), "N")] = None
+    """Optimizer steps per stage."""
+    set: Sets = ()
+    """Change one recipe value; may be repeated."""
+
+
+@dataclass(frozen=True)
+class Eval(Common):
+    """Measure a model on a data set; the result is JSON."""
+
+    model: tyro.conf.Positional[Name] = None
+    """Bundled name or folder of a saved pipeline."""
+    data: Path = None
+    """As for train."""
+    out: Path = None
+    """File for the JSON; stdout when not given."""
+    num: Annotated[int | None, values.spec(values.whole("--num", 1, 10**7), "N")] = None
+    """Pictures per split, for a quick look."""
+    seed: Annotated[int, values.spec(values.whole("--seed", 0, values.MAX_SEED), "0..2**64-1")] = 0
+    """Seed of the drawn pictures."""
+    device: Device = "auto"
+    """Where to compute."""
+
+
+@dataclass(frozen=True)
+class Inspect(Common):
+    """Write a recipe's layout, mask, schedule or cache log, as numbers or as a picture."""
+
+    recipe: tyro.conf.Positional[Name] = None
+    """Recipe name or path of a YAML file."""
+    what: Literal["layout", "mask", "schedule", "cache"] = "mask"
+    """layout and mask: of training. schedule: one entry per row. cache: write and commit log."""
+    length: Annotated[int, values.spec(values.whole("--length", 1, 65536), "N")] = 16
+    """Tokens of data."""
+    seed: Annotated[int, values.spec(values.whole("--seed", 0, values.MAX_SEED), "0..2**64-1")] = 0
+    """Seed of the stand-in scores where the order depends on a model."""
+    set: Sets = ()
+    """Change one recipe value; may be repeated."""
+    out: Path = None
+    """.npy (mask only; writes the tokens beside it as .json), .json or .png; stdout otherwise."""
+
+
+@dataclass(frozen=True)
+class Recipes(Common):
+    """List the recipes: what they are, whether their cache is exact, what they learned."""
+
+    modality: Literal["image", "video", "audio", "motion", "all"] = "all"
+    """Show one modality only."""
+
+
+@dataclass(frozen=True)
+class Doctor(Common):
+    """Check this machine and this installation."""
+
+    out: Annotated[str, values.spec(str, "PATH")] = "outputs"
+    """Folder that should be writable."""
+
+
+@dataclass(frozen=True)
+class Data(Common):
+    """Turn a data set into one .npz with pictures, captions and splits."""
+
+    action: tyro.conf.Positional[Literal["convert"]] = "convert"
+    """What to do."""
+    source: tyro.conf.Positional[Path] = None
+    """Folder of pictures with captions, .npz or .parquet."""
+    out: Path = None
+    """The .npz to write."""
+    size: Annotated[int | None, values.spec(values.whole("--size", 8, 1024), "PIXELS")] = None
+    """Side of the square pictures; the source's own size when not given."""
+    overwrite: bool = False
+    """Replace an existing file."""
+
+
+@dataclass(frozen=True)
+class Bench(Common):
+    """Time a model on this machine: loading, cached and recomputed decoding."""
+
+    model: Name = None
+    """Bundled name or folder of a saved pipeline. Default: blockloom/emoji."""
+    device: Device = "auto"
+    """Where to compute."""
+    num: Annotated[int, values.spec(values.whole("--num", 1, 256), "N")] = 4
+    """Pictures per run."""
+    repeat: Annotated[int, values.spec(values.whole("--repeat", 1, 100), "N")] = 3
+    """Timed runs; the median is reported."""
+
+
+@dataclass(frozen=True)
+class Demo(Common):
+    """Open the demo in a browser."""
+
+    host: Annotated[str, values.spec(str, "ADDRESS")] = "127.0.0.1"
+    """Address to listen on; others than 127.0.0.1 let the network in."""
+    port: Annotated[int, values.spec(values.whole("--port", 1, 65535), "PORT")] = 7860
+    """Port to listen on."""
+
+
+COMMANDS: dict[str, type] = {
+    "generate": Generate,
+    "edit": Edit,
+    "batch": Batch,
+    "train": Train,
+    "eval": Eval,
+    "inspect": Inspect,
+    "recipes": Recipes,
+    "doctor": Doctor,
+    "data": Data,
+    "bench": Bench,
+    "demo": Demo,
+}
+
+
+def command_union() -> Any:
+    """Return the type that tyro parses: one subcommand per class."""
+    members = tuple(Annotated[cls, tyro.conf.subcommand(name)] for name, cls in COMMANDS.items())
+    return Union[members]  # noqa: UP007 - the members are only known at run time

@@ -1,0 +1,282 @@
+"""Which model a command uses, loading it, and drawing with it.
+
+What it does not know: flags' texts, file names, batch files. Top-level imports are light; torch
+arrives in `open_model`.
+
+Invariants: everything that can be refused from names and small configuration files is refused
+before weights load; picture k depends on its own seed only, never on what it was drawn with.
+"""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ..core.errors import BlockloomError, ModelError, UsageError, nearest
+from ..core.messages import explain, one_line
+from ..pipelines.params import (
+    ImageParams,
+    Record,
+    bundled_models,
+    model_folder,
+    package_versions,
+    weights_hash,
+)
+
+if TYPE_CHECKING:
+    import torch
+    from PIL.Image import Image
+
+DEFAULT_MODEL = "blockloom/emoji"
+
+
+@dataclass(frozen=True)
+class Choice:
+    """A model that was found but not loaded.
+
+    Attributes:
+        name: Bundled name, or the folder's own name.
+        folder: Where it lies.
+        recipe: Name of the recipe it was trained from.
+        weights_sha256: Hash of its weights.
+    """
+
+    name: str
+    folder: Path
+    recipe: str
+    weights_sha256: str
+
+    def record(self, params: ImageParams) -> Record:
+        """Build the record that a picture of this model carries."""
+        return Record(params, self.recipe, self.weights_sha256, package_versions())
+
+
+def choose(model: str | None, recipe: str | None) -> Choice:
+    """Find the model that the flags name.
+
+    Args:
+        model: `--model`.
+        recipe: `--recipe`, a recipe that a bundled model was trained from.
+
+    Raises:
+        UsageError: Both flags, or an unknown recipe.
+        ModelError: No such model, no weights for the recipe, or a folder that is not a pipeline.
+    """
+    if model is not None and recipe is not None:
+        raise UsageError(explain("--model and --recipe both name a model", hint="one of them"))
+    if recipe is not None:
+        model = _bundled_for(recipe)
+    name = DEFAULT_MODEL if model is None else model
+    path = model_folder(name)
+    shown = name if name in bundled_models() else path.resolve().name
+    return Choice(shown, path, recipe_name(path), weights_hash(path))
+
+
+def _bundled_for(recipe: str) -> str:
+    names = {recipe_name(path): name for name, path in bundled_models().items()}
+    found = names.get(recipe) or names.get(f"image/{recipe}")
+    if found:
+        return found
+    from ..core.recipe import list_recipes
+
+    known = list_recipes()
+    if recipe not in known and f"image/{recipe}" not in known:
+        raise UsageError(
+            explain(
+                "unknown --recipe",
+                got=recipe,
+                allowed=", ".join(names),
+                hint=nearest(recipe, known),
+            )
+        )
+    raise ModelError(
+        explain(
+            f"recipe {recipe} has no bundled weights",
+            allowed=", ".join(sorted(names)),
+            hint=f"blockloom train {recipe} --data FOLDER --out FOLDER, then --model FOLDER",
+        )
+    )
+
+
+def recipe_name(folder: Path) -> str:
+    """Read the recipe's name from a saved pipeline; empty when it does not say.
+
+    Raises:
+        ModelError: `model_index.json` or `recipe.json` is too large or not JSON.
+    """
+    for name in ("recipe.json", "model_index.json"):
+        path = folder / name
+        if not path.is_file():
+            continue
+        content = read_config(path)
+        recipe = content.get("recipe", content.get("name"))
+        if isinstance(recipe, dict):
+            recipe = recipe.get("name")
+        if isinstance(recipe, str):
+            return recipe
+    return ""
+
+
+def read_config(path: Path) -> dict[str, Any]:
+    """Read a small JSON object from an untrusted model folder.
+
+    Raises:
+        ModelError: Over 1 MB, unreadable, or not a JSON object.
+    """
+    try:
+        if path.stat().st_size > 2**20:
+            raise ModelError(explain(f"{path.name} is larger than 1 MiB"))
+        content = json.loads(path.read_bytes())
+    except (OSError, ValueError, RecursionError) as error:
+        if isinstance(error, BlockloomError):
+            raise
+        raise ModelError(explain(f"{path.name} is not a JSON object")) from error
+    if not isinstance(content, dict):
+        raise ModelError(explain(f"{path.name} is not a JSON object"))
+    return content
+
+
+def pick_device(name: str, dtype: str = "float32") -> "torch.device":
+    """Turn a device name into a device this machine has.
+
+    Args:
+        name: auto, cpu, mps, cuda or cuda:N.
+        dtype: Number format that must work there.
+
+    Raises:
+        UsageError: No such device here, or the format does not work on it.
+    """
+    import torch
+
+    available = ["cpu"]
+    available += [f"cuda:{i}" for i in range(torch.cuda.device_count())]
+    if torch.backends.mps.is_available():
+        available.append("mps")
+    if name == "auto":
+        name = available[1] if len(available) > 1 else "cpu"
+    if name == "cuda":
+        name = "cuda:0"
+    if name not in available:
+        raise UsageError(
+            explain("--device is not here", got=name, allowed=", ".join(["auto", *available]))
+        )
+    if dtype == "float16" and name == "cpu":
+        raise UsageError(
+            explain("--dtype on the CPU", got=dtype, allowed="float32, bfloat16", hint="float32")
+        )
+    return torch.device(name)
+
+
+def open_model(choice: Choice, device: "torch.device", dtype: str = "float32") -> Any:
+    """Load a pipeline.
+
+    Args:
+        choice: What `choose` found.
+        device: Where to put it.
+        dtype: Number format of the weights.
+
+    Returns:
+        An `ImagePipeline`, progress bar set for the terminal at hand.
+
+    Raises:
+        ModelError: The folder cannot be loaded.
+    """
+    import sys
+
+    import torch
+    from safetensors import SafetensorError
+
+    from ..pipelines.auto import AutoPipeline
+
+    try:
+        pipe = AutoPipeline.from_pretrained(str(choice.folder), dtype=getattr(torch, dtype))
+    except BlockloomError:
+        raise
+    except (SafetensorError, OSError, ValueError, KeyError, TypeError, RuntimeError) as error:
+        if isinstance(error, torch.OutOfMemoryError):
+            raise
+        reason = one_line(str(error))[:300].replace(str(choice.folder), choice.name)
+        raise ModelError(explain(f"cannot load model {choice.name}: {reason}")) from error
+    pipe.set_progress_bar_config(disable=not sys.stderr.isatty())
+    return pipe.to(device)
+
+
+def check_model_limits(params: ImageParams, choice: Choice) -> None:
+    """Compare settings with the tokenizer's configuration, before weights load.
+
+    Args:
+        params: Settings of one picture.
+        choice: The model.
+
+    Raises:
+        UsageError: top_k over the vocabulary, or a size that the tokenizer cannot draw.
+    """
+    path = choice.folder / "tokenizer" / "config.json"
+    config = read_config(path) if path.is_file() else {}
+    vocabulary = config.get("codebook_size")
+    if params.top_k and isinstance(vocabulary, int) and params.top_k > vocabulary:
+        raise UsageError(
+            explain(
+                "--top-k", got=str(params.top_k), allowed=f"1 to {vocabulary}", hint=str(vocabulary)
+            )
+        )
+    size = config.get("image_size")
+    for flag, value in (("--height", params.height), ("--width", params.width)):
+        if value and isinstance(size, int) and value != size:
+            raise UsageError(
+                explain(f"{flag} of model {choice.name}", got=str(value), allowed=str(size))
+            )
+
+
+_CALL_NAMES = (
+    "num_inference_steps",
+    "guidance_scale",
+    "temperature",
+    "top_k",
+    "top_p",
+    "height",
+    "width",
+)
+
+
+def call_settings(params: ImageParams) -> dict[str, Any]:
+    """Return the settings that pictures drawn in one call must share."""
+    return {
+        name: getattr(params, name) for name in _CALL_NAMES if getattr(params, name) is not None
+    }
+
+
+def draw(pipe: Any, group: Sequence[ImageParams], **context: Any) -> "list[Image]":
+    """Draw pictures that share their settings in one call.
+
+    Args:
+        pipe: From `open_model`.
+        group: Parameters, differing in prompt, negative prompt and seed only.
+        context: Further arguments of the pipeline (`image`, `keep`).
+
+    Returns:
+        One picture per entry, in order.
+
+    Raises:
+        UsageError: The pipeline refused a setting.
+    """
+    from ..core.sampling import item_generator
+
+    settings = call_settings(group[0])
+    if any(params.negative_prompt for params in group):
+        settings["negative_prompt"] = [params.negative_prompt or "" for params in group]
+    try:
+        result = pipe(
+            prompt=[params.full_prompt for params in group],
+            generator=[item_generator(params.seed, 0) for params in group],
+            output_type="pil",
+            **settings,
+            **context,
+        )
+    except BlockloomError:
+        raise
+    except ValueError as error:
+        raise UsageError(one_line(str(error))) from error
+    images: list[Image] = result.images
+    return images
