@@ -1,17 +1,21 @@
 """Curves: pure functions from progress in [0, 1] to a fraction.
 
 What it is: the mask-ratio curves of published decoders and the timestep shift of flow models.
-What it does not know: token counts, tensors, random numbers.
+What it does not know: token counts, schedulers, random numbers.
 Invariants: every mask curve falls from 1 at progress 0 to 0 at progress 1; all arithmetic is
 Python float64, because float32 pushes floor(n * cos(pi / 2)) to -1 at the last step.
 """
 
 import math
 from collections.abc import Callable
+from typing import TypeVar
+
+from torch import Tensor
 
 from .errors import check_one_of, check_range
 
 Curve = Callable[[float], float]
+Level = TypeVar("Level", float, Tensor)
 
 
 def cosine(progress: float) -> float:
@@ -23,7 +27,7 @@ def cosine(progress: float) -> float:
 
 
 def arccos(progress: float) -> float:
-    """Fraction still masked, arccos(progress) / (pi/2)."""
+    """Fraction still masked: the arc cosine of progress over pi/2."""
     return math.acos(progress) / (math.pi / 2)
 
 
@@ -61,11 +65,11 @@ def curve(name: str) -> Curve:
     return CURVES[name]
 
 
-def shift_level(level: float, shift: float = 1.0) -> float:
+def shift_level(level: Level, shift: float = 1.0) -> Level:
     """Move a noise level towards noise: a * s / (1 + (a - 1) * s).
 
     Args:
-        level: s in [0, 1], 1 = noise.
+        level: s in [0, 1], 1 = noise; a number or a tensor.
         shift: a > 0; 1 changes nothing, 3 spends more steps at high noise. 0 and 1 stay fixed.
 
     Source: Stable Diffusion 3 (arXiv:2403.03206), eq. 23.

@@ -26,7 +26,9 @@ def raster_order(height: int, width: int) -> Int[Tensor, " cells"]:
 def radical_inverse(
     index: Int[Tensor, " points"], base: int, extent: int
 ) -> Int[Tensor, " points"]:
-    """Compute floor(extent * radical_inverse(index)) exactly, in whole numbers.
+    """Find the cell of each point of a van der Corput sequence, in whole numbers.
+
+    The cell is floor(extent * phi), with phi the index mirrored around the point.
 
     Args:
         index: Point numbers >= 0.

@@ -15,7 +15,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from .errors import check_one_of, check_range, describe, UsageError
+from .errors import UsageError, check_one_of, check_range, describe
 
 FILTERS = ("temperature", "top_k", "top_p")
 

@@ -6,6 +6,7 @@ Invariants: levels fall strictly from 1 to 0; x = (1 - s) clean + s noise, veloc
 after the last row the sample is the predicted clean block.
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 
 import torch
@@ -26,7 +27,7 @@ from .base import (
 )
 
 
-class LevelScheduler(BlockScheduler):
+class LevelScheduler(BlockScheduler, ABC):
     """Base of schedulers that lower a block's noise level from 1 to 0.
 
     Subclasses register `num_steps`, `shift`, `prediction_type`, `guidance_scale`,
@@ -98,6 +99,7 @@ class LevelScheduler(BlockScheduler):
             num_steps: Rows of the coming block; the config's when None.
         """
 
+    @abstractmethod
     def step(
         self,
         prediction: Float[Tensor, "batch tokens channels"],
@@ -113,7 +115,6 @@ class LevelScheduler(BlockScheduler):
             sample: The block at `row.level`.
             generators: One CPU generator per item; only used by schedulers that add noise.
         """
-        raise NotImplementedError
 
     def add_noise(
         self,
@@ -143,6 +144,23 @@ class LevelScheduler(BlockScheduler):
         """
         kind = self.config.prediction_type
         return {"velocity": noise - clean, "clean": clean, "eps": noise}[kind]
+
+    def predict_clean(
+        self,
+        prediction: Float[Tensor, "batch *rest"],
+        row: Row,
+        sample: Float[Tensor, "batch *rest"],
+    ) -> Float[Tensor, "batch *rest"]:
+        """Compute the clean block a prediction implies, for previews and renoising: x - s v.
+
+        Args:
+            prediction: Model output, as `prediction_type` says.
+            row: The row it was made for.
+            sample: The block at `row.level`.
+        """
+        if self.config.prediction_type == "clean":
+            return prediction
+        return clean_from_velocity(sample, prediction, row.level)
 
     def _velocity(self, prediction: Tensor, row: Row, sample: Tensor) -> Tensor:
         if self.config.prediction_type == "velocity":
@@ -232,9 +250,7 @@ class Renoise(LevelScheduler):
         generators: Sequence[torch.Generator],
     ) -> Float[Tensor, "batch tokens channels"]:
         """Predict clean and renoise; see `LevelScheduler.step`. The last row draws no noise."""
-        clean = prediction
-        if self.config.prediction_type == "velocity":
-            clean = clean_from_velocity(sample, prediction, row.level)
+        clean = self.predict_clean(prediction, row, sample)
         if row.level_next == 0.0:
             return clean
         noise = per_item_randn(sample.shape[1:], generators, sample.device, sample.dtype)
