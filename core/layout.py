@@ -222,8 +222,11 @@ class Layout:
             if self.block.shape[0] not in (1, batch):
                 raise ValueError(f"layout has {self.block.shape[0]} sequences, asked for {batch}")
             return replace(
-                self, **{n: getattr(self, n).expand(batch, *getattr(self, n).shape[1:])
-                         for n in ATTRIBUTES}
+                self,
+                **{
+                    n: getattr(self, n).expand(batch, *getattr(self, n).shape[1:])
+                    for n in ATTRIBUTES
+                },
             )
         return replace(
             self, **{n: getattr(self, n).expand(batch, *getattr(self, n).shape) for n in ATTRIBUTES}

@@ -1,7 +1,8 @@
 """Builders of layouts: flat tokens, grids, frames, prompts, and clean + noisy copies.
 
 Every builder is a pure function from sizes to a `Layout`. None of them knows what the tokens mean.
-Rearranged spans, delay patterns, interleaving, packing and draft trees live in layout_streams.py.
+Rearranged spans, delay patterns, interleaving, packing and draft trees live in layout_streams.py
+and are offered here too.
 
 Invariant: rows stand in generation order, so `block` and `order` never fall along the rows of one
 copy.
@@ -13,6 +14,29 @@ import torch
 from einops import rearrange
 
 from .layout import Copy, Layout, Role
+from .layout_streams import (
+    DelayPattern,
+    draft_tree,
+    interleave,
+    pack,
+    rearrange_spans,
+    rows_of_sources,
+)
+
+__all__ = [
+    "DelayPattern",
+    "draft_tree",
+    "flat",
+    "frames",
+    "grid",
+    "interleave",
+    "lookahead_blocks",
+    "pack",
+    "prefix",
+    "rearrange_spans",
+    "rows_of_sources",
+    "two_copy",
+]
 
 
 def flat(num_tokens: int, *, block_size: int = 1) -> Layout:
@@ -57,7 +81,11 @@ def grid(height: int, width: int, *, block: str | int) -> Layout:
     elif block.startswith("tile:"):
         tile_height, tile_width = _tile_size(block, height, width)
         source = rearrange(
-            source, "(th h tw w) -> (th tw h w)", h=tile_height, w=tile_width, tw=width // tile_width
+            source,
+            "(th h tw w) -> (th tw h w)",
+            h=tile_height,
+            w=tile_width,
+            tw=width // tile_width,
         )
         block_of = torch.arange(num_tokens) // (tile_height * tile_width)
     else:

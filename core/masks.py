@@ -410,7 +410,14 @@ def _require(name: str, allowed: tuple[str, ...], what: str) -> None:
         raise ValueError(f"{what} got {name!r}; allowed {list(allowed)}")
 
 
-_CALLS: dict[str, type] = {"EQ": EQ, "LT": LT, "LE": LE, "NEAR": NEAR, "AHEAD": AHEAD, "ROUTE": ROUTE}
+_CALLS: dict[str, type] = {
+    "EQ": EQ,
+    "LT": LT,
+    "LE": LE,
+    "NEAR": NEAR,
+    "AHEAD": AHEAD,
+    "ROUTE": ROUTE,
+}
 _NAMES = {"ALL": ALL, "NONE": NONE, "IN": IN}
 
 
@@ -449,5 +456,7 @@ def _call(name: str, arguments: list[ast.expr], text: str) -> Relation:
                 raise ValueError(f"mask relation {text!r}: bad argument {ast.unparse(argument)!r}")
     wanted = 2 if name in ("NEAR", "AHEAD") else 1
     if len(values) != wanted:
-        raise ValueError(f"mask relation {text!r}: {name} takes {wanted} arguments, got {len(values)}")
+        raise ValueError(
+            f"mask relation {text!r}: {name} takes {wanted} arguments, got {len(values)}"
+        )
     return _CALLS[name](*values)

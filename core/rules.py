@@ -134,9 +134,7 @@ def wedlm() -> MaskTable:
 
     Decoding evaluates the same table with the whole window as one noisy block.
     """
-    return _table(
-        {"C->C": LE("order"), "N->C": LT("block"), "N->N": EQ("block") & LE("order")}
-    )
+    return _table({"C->C": LE("order"), "N->C": LT("block"), "N->N": EQ("block") & LE("order")})
 
 
 @_register("jacobi")
@@ -159,9 +157,7 @@ def jacobi(variant: str = "block", draft: str = "D") -> MaskTable:
             f"got {variant!r}, {draft!r}"
         )
     to_clean, to_draft = seen[variant]
-    return _table(
-        {"C->C": LE("order"), f"{draft}->C": to_clean, f"{draft}->{draft}": to_draft}
-    )
+    return _table({"C->C": LE("order"), f"{draft}->C": to_clean, f"{draft}->{draft}": to_draft})
 
 
 @_register("block_causal")
