@@ -284,19 +284,21 @@ class HashTextEncoder(ModelMixin, ConfigMixin):
             ValueError: An item is not a string.
         """
         settings = self.config
-        ids = np.full(
-            (len(prompts), settings.max_words, settings.max_features), -1, dtype=np.int64
-        )
+        ids = np.full((len(prompts), settings.max_words, settings.max_features), -1, dtype=np.int64)
         char_cap = settings.max_words * CHARS_PER_WORD_CAP
         truncated = 0
         for row, prompt in enumerate(prompts):
             if not isinstance(prompt, str):
+                # ValueError, not TypeError: callers treat every bad setting alike.
                 raise ValueError(f"prompts[{row}] must be a string, got {type(prompt).__name__}")
             words = split_words(prompt[:char_cap])
             truncated += len(prompt) > char_cap or len(words) > settings.max_words
             for place, word in enumerate(words[: settings.max_words]):
                 found = word_features(
-                    word, settings.num_buckets, settings.min_ngram, settings.max_ngram,
+                    word,
+                    settings.num_buckets,
+                    settings.min_ngram,
+                    settings.max_ngram,
                     settings.max_features,
                 )
                 ids[row, place, : len(found)] = found

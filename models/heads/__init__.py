@@ -5,11 +5,29 @@ from typing import Any
 
 from .base import Head, HeadSample
 from .categorical import CategoricalHead
+from .diffusion import DiffusionHead
+from .gmm import GaussianMixtureHead
 from .patch import PatchHead
+from .shortcut import ShortcutHead
 
-__all__ = ["CategoricalHead", "Head", "HeadSample", "PatchHead", "build_head"]
+__all__ = [
+    "CategoricalHead",
+    "DiffusionHead",
+    "GaussianMixtureHead",
+    "Head",
+    "HeadSample",
+    "PatchHead",
+    "ShortcutHead",
+    "build_head",
+]
 
-_HEADS: dict[str, type[Head]] = {"categorical": CategoricalHead, "patch": PatchHead}
+_HEADS: dict[str, type[Head]] = {
+    "categorical": CategoricalHead,
+    "diffusion": DiffusionHead,
+    "gmm": GaussianMixtureHead,
+    "patch": PatchHead,
+    "shortcut": ShortcutHead,
+}
 
 
 def build_head(

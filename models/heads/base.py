@@ -107,6 +107,26 @@ def guided(
     return cond if scale == 1.0 else guide(uncond, cond, float(scale))
 
 
+def stack_branches(
+    hidden: Float[Tensor, "batch tokens dim"],
+    uncond_hidden: Float[Tensor, "batch tokens dim"] | None,
+    scale: float | Tensor,
+) -> Float[Tensor, "rows tokens dim"]:
+    """Put both guidance branches on the batch axis, or only the first when guidance is off.
+
+    Args:
+        hidden: Trunk states under the prompt.
+        uncond_hidden: Trunk states without it, or None.
+        scale: Guidance scale; the number 1.0 turns guidance off.
+
+    Returns:
+        One or two times as many rows as `hidden`, prompted rows first.
+    """
+    if uncond_hidden is None or (not isinstance(scale, Tensor) and scale == 1.0):
+        return hidden
+    return torch.cat([hidden, uncond_hidden])
+
+
 def zero_init(layer: nn.Linear) -> nn.Linear:
     """Set a linear layer to zero, so that the head starts from a neutral output.
 

@@ -53,9 +53,7 @@ class CategoricalHead(Head):
         self.norm = nn.LayerNorm(dim)
         self.out = zero_init(RowStableLinear(dim, num_codebooks * vocab_size))
 
-    def logits(
-        self, hidden: Float[Tensor, "*rows dim"]
-    ) -> Float[Tensor, "*rows codebooks vocab"]:
+    def logits(self, hidden: Float[Tensor, "*rows dim"]) -> Float[Tensor, "*rows codebooks vocab"]:
         """Score every code.
 
         Args:
