@@ -133,13 +133,20 @@ def encode_png(image: Image.Image, record: Record | None = None) -> bytes:
     return buffer.getvalue()
 
 
-def save_png(image: Image.Image, path: str | Path, metadata: Record | None = None) -> str:
+def save_png(
+    image: Image.Image,
+    path: str | Path,
+    metadata: Record | None = None,
+    *,
+    in_file: bool = True,
+) -> str:
     """Write a PNG and, when there is a record, its sidecar `.json` with the file's hash.
 
     Args:
         image: The picture.
         path: Final name, ending in .png.
         metadata: The record; None writes neither text chunk nor sidecar.
+        in_file: False keeps the record out of the PNG and writes the sidecar only.
 
     Returns:
         sha256 of the PNG file.
@@ -151,7 +158,7 @@ def save_png(image: Image.Image, path: str | Path, metadata: Record | None = Non
     path = Path(path)
     if path.suffix.lower() != ".png":
         raise UsageError(explain("output extension", got=path.suffix, allowed=".png"))
-    content = encode_png(image, metadata)
+    content = encode_png(image, metadata if in_file else None)
     digest = hashlib.sha256(content).hexdigest()
     write_bytes(path, content)
     if metadata is not None:
