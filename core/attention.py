@@ -142,7 +142,7 @@ def _attend_flex(
     if bias is not None:
         wide = bias.expand(query.shape[0], query.shape[1], *bias.shape[-2:])
 
-        def score_mod(score, batch, head, q_index, k_index):  # noqa: ANN001, ANN202
+        def score_mod(score, batch, head, q_index, k_index):
             return score + wide[batch, head, q_index, k_index]
 
     run = _compiled_flex() if query.device.type == "cuda" else flex_attention

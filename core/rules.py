@@ -11,7 +11,7 @@ Not expressible: iLLaMA (its mask multiplies after the softmax, so it is not a v
 from collections.abc import Callable, Mapping
 
 from .layout import Copy
-from .masks import AHEAD, ALL, EQ, IN, LE, LT, NEAR, NONE, K, MaskTable, Q, ROUTE, Relation
+from .masks import AHEAD, ALL, EQ, IN, LE, LT, NEAR, NONE, ROUTE, K, MaskTable, Q, Relation
 
 Rule = Callable[..., MaskTable]
 RULES: dict[str, Rule] = {}
