@@ -9,7 +9,7 @@ from typing import ClassVar
 
 import torch
 from einops import rearrange
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -100,6 +100,7 @@ class CategoricalHead(Head):
         temperature: float = 1.0,
         top_k: int | None = None,
         top_p: float | None = None,
+        allowed: Bool[Tensor, "tokens vocab"] | None = None,
     ) -> HeadSample:
         """Draw the codes of every token.
 
@@ -111,6 +112,7 @@ class CategoricalHead(Head):
             temperature: Divides the logits; 0 takes the most likely code.
             top_k: Keep this many codes, or None for all.
             top_p: Keep the smallest set with this much probability, or None for all.
+            allowed: Codes each token may take (mixed vocabularies), or None for all.
 
         Returns:
             Codes, confidence numbers averaged over codebooks (probability: geometric mean) and
@@ -118,6 +120,8 @@ class CategoricalHead(Head):
         """
         uncond = None if uncond_hidden is None else self.logits(uncond_hidden)
         scores = guided(self.logits(hidden), uncond, guidance_scale)
+        if allowed is not None:
+            scores = scores.masked_fill(~allowed[:, None], -torch.inf)
         flat = rearrange(scores.float(), "b m k v -> b (m k) v")
         codes, stats = sample_codes(
             flat, generators, temperature=temperature, top_k=top_k, top_p=top_p

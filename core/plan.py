@@ -1,0 +1,246 @@
+"""From a recipe and a grid size to layouts: what trains together, and what is decoded when.
+
+One `DecodePlan` serves training (the layout with its clean and noisy copies), decoding (the rows of
+each block) and `inspect`. It does not know models, values or schedules.
+
+Invariants: `content` lists every data slot once, in generation order; block numbers in it count
+0, 1, 2, ... without gaps; prompt rows have block -1 and see only prompt rows.
+"""
+
+from dataclasses import dataclass, field
+
+import torch
+from jaxtyping import Int
+from torch import Tensor
+
+from .attention import Lowered, lower
+from .cache import CacheView
+from .corruption import segment_sizes
+from .layout import Copy, Layout, Role
+from .layouts import grid, prefix, two_copy
+from .masks import MaskTable
+from .recipe import Recipe
+from .rules import rule
+
+NUM_SENTINELS = 3
+"""Slots a moved span adds: its mark in place, its mark at the end, and the end-of-span mark."""
+
+
+@dataclass
+class DecodePlan:
+    """Layouts of one recipe at one size.
+
+    `content` carries clean labels (copy, level) for two-copy and shifted recipes and noisy ones for
+    single-copy bidirectional recipes; `write` is the recipe's commit policy.
+    """
+
+    table: MaskTable
+    content: Layout
+    prompt: Layout | None
+    height: int
+    width: int
+    copies: int
+    shift: int
+    write: str
+    window: int | None = None
+    sink: int = 0
+    rows_of_block: list[Tensor] = field(init=False)
+    _memo: dict = field(init=False, default_factory=dict)
+
+    def __post_init__(self) -> None:
+        block = self.content.block
+        count = int(block.max()) + 1
+        self.rows_of_block = [(block == b).nonzero()[:, 0] for b in range(count)]
+
+    @property
+    def num_blocks(self) -> int:
+        """Blocks of data tokens."""
+        return len(self.rows_of_block)
+
+    @property
+    def num_slots(self) -> int:
+        """Data slots, sentinels included."""
+        return self.content.num_tokens
+
+    @property
+    def num_prompt_rows(self) -> int:
+        """Static rows in front."""
+        return 0 if self.prompt is None else self.prompt.num_tokens
+
+    def sources(self, block: int) -> Int[Tensor, " tokens"]:
+        """Data slots of a block, in generation order."""
+        return self.content.source[self.rows_of_block[block]]
+
+    def clean_rows(self, block: int) -> Layout:
+        """Rows that make a finished block permanent."""
+        return self._remember(("clean", block), Copy.CLEAN, 0.0)
+
+    def noisy_rows(self, block: int) -> Layout:
+        """Rows that predict a block."""
+        return self._remember(("noisy", block), Copy.NOISY, 1.0)
+
+    def _remember(self, key: tuple, copy: Copy, level: float) -> Layout:
+        if key not in self._memo:
+            rows = self.content.take(self.rows_of_block[key[1]])
+            self._memo[key] = rows.replace(copy=int(copy), level=level)
+        return self._memo[key]
+
+    def joined(self, parts: list[Layout]) -> Layout:
+        """Join layouts, remembering the result so that its lowered mask can be remembered too."""
+        if len(parts) == 1:
+            return parts[0]
+        key = ("join", *(id(part) for part in parts))
+        if key not in self._memo:
+            self._memo[key] = (Layout.cat(parts), parts)  # the parts keep their ids alive
+        return self._memo[key][0]
+
+    def lowered(self, active: Layout, view: CacheView | None) -> Lowered:
+        """Lower the table for one decode pass.
+
+        The past of a plan is a function of its length, so the result is remembered by it.
+        """
+        past = 0 if view is None else view.past.num_tokens
+        if active.is_batched or (view is not None and view.past.is_batched):
+            return lower(self.table, active, active if view is None else view.layout)
+        key = ("lower", id(active), past)
+        if key not in self._memo:
+            keys = active if view is None else view.layout
+            self._memo[key] = (lower(self.table, active, keys), active)
+        return self._memo[key][0]
+
+    def training_layout(self) -> Layout:
+        """Layout of one training forward: prompt rows, then clean, then noisy rows.
+
+        Shifted recipes leave out the last token, which predicts nothing.
+        """
+        content = self.content
+        if self.shift:
+            content = content.take(slice(0, content.num_tokens - 1))
+        full = content if self.prompt is None else prefix(content, self.num_prompt_rows)
+        return two_copy(full) if self.copies == 2 else full
+
+    def capacity(self) -> int:
+        """Cache slots a whole rollout needs per row."""
+        if self.window is None:
+            return self.num_prompt_rows + self.num_slots
+        widest = max(len(rows) for rows in self.rows_of_block)
+        return self.num_prompt_rows + (self.window + self.sink + 1) * widest
+
+
+def mask_table(recipe: Recipe) -> MaskTable:
+    """Build the visibility table a recipe names, with its cache window where it has one."""
+    if isinstance(recipe.mask, dict):
+        return MaskTable.parse(recipe.mask)
+    if recipe.cache.window is not None:
+        return rule(recipe.mask, window=recipe.cache.window, sink=recipe.cache.sink > 0)
+    return rule(recipe.mask)
+
+
+def grid_of(length: int) -> tuple[int, int]:
+    """Split a token count into the most square grid: 12 -> (3, 4), 144 -> (12, 12).
+
+    Raises:
+        ValueError: `length` below 1.
+    """
+    if length < 1:
+        raise ValueError(f"length = {length} tokens; legal >= 1; try 1")
+    height = max(h for h in range(1, int(length**0.5) + 1) if length % h == 0)
+    return height, length // height
+
+
+def num_prompt_rows(recipe: Recipe) -> int:
+    """Rows in front of the data: the words and the pooled prompt, or one start row, or none.
+
+    A shifted recipe needs at least one row, because its first token is predicted by the row before.
+    """
+    if recipe.condition.prefix:
+        return recipe.text.words + 1
+    return 1 if recipe.layout.shift else 0
+
+
+def build_plan(
+    recipe: Recipe,
+    height: int,
+    width: int,
+    *,
+    generator: torch.Generator | None = None,
+    span: tuple[int, int] | None = None,
+) -> DecodePlan:
+    """Lay out a recipe on a token grid.
+
+    Args:
+        recipe: The recipe.
+        height: Token rows.
+        width: Token columns.
+        generator: Draws the random order and the random split of recipes that train on them; None
+            = raster order and the fixed partition of `layout.block`.
+        span: Moves the slots start..stop-1 to the end (stream layouts: infilling).
+
+    Returns:
+        The plan.
+    """
+    layout = recipe.layout
+    if layout.kind == "stream":
+        content = _stream(layout.text_tokens, height, width, span, bool(layout.spans))
+    else:
+        content = grid(height, width, block=layout.block)
+    if generator is not None and layout.permute == "random":
+        content = _permuted(content, generator)
+    if generator is not None and layout.split == "random":
+        content = _resplit(content, generator)
+    if layout.copies == 1 and not layout.shift:
+        content = content.replace(copy=int(Copy.NOISY), level=1.0)
+    rows = num_prompt_rows(recipe)
+    empty = content.take(slice(0, 0))
+    return DecodePlan(
+        table=mask_table(recipe),
+        content=content,
+        prompt=prefix(empty, rows) if rows else None,
+        height=height,
+        width=width,
+        copies=layout.copies,
+        shift=layout.shift,
+        write=recipe.cache.write,
+        window=recipe.cache.window,
+        sink=recipe.cache.sink,
+    )
+
+
+def _permuted(content: Layout, generator: torch.Generator) -> Layout:
+    """Shuffle which slot stands at which rank; blocks keep their sizes."""
+    index = torch.randperm(content.num_tokens, generator=generator)
+    shuffled = content.take(index)
+    return shuffled.replace(order=content.order, block=content.block)
+
+
+def _resplit(content: Layout, generator: torch.Generator) -> Layout:
+    """Cut the sequence into a random number of blocks of random size (CausalFusion)."""
+    sizes = torch.tensor(segment_sizes(content.num_tokens, generator))
+    return content.replace(block=torch.repeat_interleave(torch.arange(len(sizes)), sizes))
+
+
+def _stream(
+    text_tokens: int, height: int, width: int, span: tuple[int, int] | None, sentinels: bool
+) -> Layout:
+    """One stream of text and picture tokens; with `span`, those slots move to the end (CM3).
+
+    Slots: 0..text_tokens-1 text, then the picture in raster order, then the sentinels
+    [mark in place, mark at the end, end of span].
+    """
+    picture = grid(height, width, block="token")
+    rank = torch.arange(-text_tokens, 0)
+    text = Layout.make(text_tokens, role=int(Role.TEXT), position=torch.stack((rank, rank), -1))
+    picture = picture.replace(source=picture.source + text_tokens)
+    content = Layout.cat([text, picture])
+    total = content.num_tokens
+    if span is not None and sentinels:
+        start, stop = span
+        marks = content.take(torch.tensor([start, start, min(stop, total - 1)]))
+        marks = marks.replace(source=torch.arange(total, total + NUM_SENTINELS), role=0)
+        pieces = [
+            content.take(slice(0, start)), marks.take(slice(0, 1)), content.take(slice(stop, total)),
+            marks.take(slice(1, 2)), content.take(slice(start, stop)), marks.take(slice(2, 3)),
+        ]  # fmt: skip
+        content = Layout.cat(pieces)
+    rank = torch.arange(content.num_tokens)
+    return content.replace(order=rank, block=rank)

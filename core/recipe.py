@@ -1,0 +1,360 @@
+"""Recipes: one YAML file that names the six choices of a system.
+
+A recipe is data. It names a layout, a mask, a corruption, a schedule, a cache rule and a head in the
+words of the core languages; no code is taken from it. Every unknown key and every illegal
+combination is refused with one line that names the nearest legal value.
+
+The recipe does not know what an image is: sizes of the data come from the tokenizer at run time.
+"""
+
+from difflib import get_close_matches
+from importlib import resources
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from .errors import ModelError, UsageError
+
+MODALITIES = ("image", "video", "audio", "motion")
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True)
+
+
+class SystemSpec(_Section):
+    """Where the method comes from, and where this recipe differs from it."""
+
+    title: str
+    url: str = ""
+    differs: str = ""
+
+
+class LayoutSpec(_Section):
+    """Which tokens stand in the sequence.
+
+    `block` is "token", "row", "all", "tile:HxW" or a number of tokens in raster order.
+    `copies` 2 = a clean and a noisy copy of every token. `shift` 1 = the row before a token predicts it.
+    `spans` > 0 moves that many spans to the end during training (CM3).
+    """
+
+    kind: Literal["grid", "stream"] = "grid"
+    block: int | str = "all"
+    copies: Literal[1, 2] = 1
+    shift: Literal[0, 1] = 0
+    permute: Literal["none", "random"] = "none"
+    split: Literal["fixed", "random"] = "fixed"
+    spans: int = Field(0, ge=0, le=8)
+    text_tokens: int = Field(0, ge=0, le=512)
+
+
+class ConditionSpec(_Section):
+    """How a prompt reaches the backbone.
+
+    `prefix`: the words stand in front of the tokens. `adaln`: the pooled prompt modulates the rows
+    whose copy is listed in `modulate`. `cross`: cross-attention to the words.
+    """
+
+    prefix: bool = False
+    adaln: bool = False
+    cross: bool = False
+    modulate: tuple[Literal["clean", "noisy"], ...] = ("noisy",)
+    drop: float = Field(0.1, ge=0.0, lt=1.0)
+
+
+class BackboneSpec(_Section):
+    """Size of the transformer. `level` = which copies are told their noise level."""
+
+    dim: int = Field(128, ge=16, le=8192)
+    layers: int = Field(4, ge=1, le=128)
+    heads: int = Field(4, ge=1, le=128)
+    kv_heads: int | None = Field(None, ge=1)
+    mlp_ratio: float = Field(8 / 3, gt=0.0, le=16.0)
+    level: Literal["none", "adaln", "add"] = "none"
+    rope_theta: float = Field(100.0, gt=1.0)
+
+    @model_validator(mode="after")
+    def _divides(self) -> "BackboneSpec":
+        if self.dim % self.heads or (self.dim // self.heads) % 2:
+            legal = [h for h in range(1, self.dim + 1) if self.dim % (2 * h) == 0]
+            near = min(legal, key=lambda h: abs(h - self.heads))
+            raise ValueError(
+                f"backbone.heads = {self.heads} must split dim = {self.dim} evenly; try {near}"
+            )
+        if self.kv_heads and self.heads % self.kv_heads:
+            raise ValueError(
+                f"backbone.kv_heads = {self.kv_heads} must divide heads = {self.heads}; try 1"
+            )
+        return self
+
+
+class CorruptionSpec(_Section):
+    """What training does to the tokens, and which rows carry the loss."""
+
+    kind: Literal["none", "mask", "flow", "ddpm", "spans"] = "none"
+    ratio: Literal["cosine", "uniform", "arccos", "truncnorm", "givt", "ardm"] = "cosine"
+    exact_count: bool = True
+    per: Literal["sample", "block"] = "sample"
+    loss_on: Literal["masked", "all"] = "masked"
+    weight: Literal["none", "inverse_ratio", "ardm", "segment"] = "none"
+    label_smoothing: float = Field(0.0, ge=0.0, lt=1.0)
+    level: Literal["uniform", "logit_normal"] = "uniform"
+
+
+class ScheduleSpec(_Section):
+    """How a block is filled: how many rows, which order, what is accepted, how levels fall."""
+
+    steps: int = Field(8, ge=1, le=1000)
+    count: str = "cosine"
+    on: Literal["remaining", "counts", "revealed"] = "remaining"
+    order: str = "confidence"
+    accept: str = "top_n"
+    threshold: float = Field(0.9, gt=0.0, le=1.0)
+    gamma: float = Field(0.1, ge=0.0)
+    temperature: float = Field(1.0, ge=0.0, le=100.0)
+    choice_temperature: float = Field(0.0, ge=0.0, le=1000.0)
+    top_k: int | None = Field(None, ge=1)
+    top_p: float | None = Field(None, gt=0.0, le=1.0)
+    guidance_scale: float = Field(1.0, ge=0.0, le=100.0)
+    guidance_ramp: str = "constant"
+    update: Literal["euler", "renoise", "dpm", "unipc"] = "euler"
+    level_shift: float = Field(1.0, gt=0.0, le=100.0)
+
+
+class CacheSpec(_Section):
+    """What becomes permanent and when. `exact: true` is refused unless the checker proves it."""
+
+    write: Literal["none", "prefix", "token", "separate", "fused"] = "none"
+    keys: Literal["unrotated", "rotated"] = "unrotated"
+    window: int | None = Field(None, ge=1)
+    sink: int = Field(0, ge=0)
+    exact: bool = False
+
+
+class HeadSpec(_Section):
+    """How a hidden state becomes a sample."""
+
+    kind: Literal["categorical", "diffusion", "shortcut", "gmm", "patch"] = "categorical"
+    width: int = Field(128, ge=8)
+    depth: int = Field(3, ge=1, le=64)
+    objective: Literal["velocity", "eps"] = "velocity"
+    draws: int = Field(4, ge=1, le=64)
+    steps: int = Field(10, ge=1, le=1000)
+    solver: Literal["euler", "ddpm", "dpm"] = "euler"
+    mixtures: int = Field(8, ge=1, le=1024)
+    bootstrap: float = Field(0.25, ge=0.0, le=1.0)
+
+
+class TextSpec(_Section):
+    """The text encoder trained with the model."""
+
+    dim: int = Field(64, ge=8)
+    buckets: int = Field(1024, ge=16)
+    words: int = Field(8, ge=1, le=256)
+    layers: int = Field(0, ge=0, le=24)
+
+
+class TrainSpec(_Section):
+    """Defaults of `blockloom train` for this recipe."""
+
+    steps: int = Field(1000, ge=1)
+    batch_size: int = Field(64, ge=1)
+    lr: float = Field(1e-3, gt=0.0)
+    optimizer: Literal["adamw", "muon"] = "adamw"
+    weight_decay: float = Field(0.01, ge=0.0)
+    ema: float = Field(0.999, ge=0.0, lt=1.0)
+    warmup: int = Field(50, ge=0)
+    lr_schedule: Literal["cosine", "constant"] = "cosine"
+
+
+class LearnsSpec(_Section):
+    """The learning check: what was trained, against which baseline, and what it reached."""
+
+    metric: str
+    baseline: float
+    baseline_name: str
+    value: float
+    budget: str
+
+
+class Recipe(_Section):
+    """One system as six choices (plus tokenizer, size and training defaults)."""
+
+    name: str
+    system: SystemSpec
+    modality: Literal["image", "video", "audio", "motion"] = "image"
+    tokenizer: dict[str, Any] = Field(default_factory=lambda: {"kind": "palette"})
+    backbone: BackboneSpec = BackboneSpec()
+    layout: LayoutSpec = LayoutSpec()
+    mask: str | dict[str, str] = "bidirectional"
+    condition: ConditionSpec = ConditionSpec()
+    text: TextSpec = TextSpec()
+    corruption: CorruptionSpec = CorruptionSpec()
+    schedule: ScheduleSpec = ScheduleSpec()
+    cache: CacheSpec = CacheSpec()
+    head: HeadSpec = HeadSpec()
+    train: TrainSpec = TrainSpec()
+    learns: LearnsSpec | None = None
+
+    @model_validator(mode="after")
+    def _legal(self) -> "Recipe":
+        for message in _combination_errors(self):
+            raise ValueError(message)
+        return self
+
+
+def _combination_errors(recipe: Recipe) -> list[str]:
+    """Return the illegal combinations of a recipe, each with what to set instead."""
+    layout, cache, head, corruption = recipe.layout, recipe.cache, recipe.head, recipe.corruption
+    errors = []
+    if layout.shift == 1 and layout.block != "token":
+        errors.append(f'layout.block = {layout.block!r} with layout.shift = 1; set "token"')
+    if layout.shift == 1 and layout.copies == 2:
+        errors.append("layout.copies = 2 with layout.shift = 1; set copies to 1")
+    if cache.write in ("separate", "fused") and layout.copies == 1:
+        errors.append(f'cache.write = "{cache.write}" needs layout.copies = 2; set "none"')
+    if cache.write == "token" and layout.shift == 0:
+        errors.append('cache.write = "token" needs layout.shift = 1; set "none" or "separate"')
+    if layout.shift == 1 and cache.write not in ("token", "none"):
+        errors.append(f'cache.write = "{cache.write}" with layout.shift = 1; set "token"')
+    if (head.kind == "patch") != (corruption.kind in ("flow", "ddpm")):
+        wanted = "flow" if head.kind == "patch" else "mask"
+        errors.append(
+            f'corruption.kind = "{corruption.kind}" does not fit head.kind = "{head.kind}"; '
+            f'set corruption.kind to "{wanted}"'
+        )
+    if head.kind == "patch" and recipe.backbone.level == "none":
+        errors.append('backbone.level = "none" with head.kind = "patch"; set "adaln"')
+    if layout.split == "random" and layout.copies != 2:
+        errors.append('layout.split = "random" needs layout.copies = 2; set "fixed"')
+    if (layout.kind == "stream") != (layout.text_tokens > 0):
+        errors.append("layout.text_tokens must be > 0 exactly when layout.kind is stream; try 32")
+    return errors
+
+
+def parse_override(text: str) -> tuple[list[str], Any]:
+    """Split `a.b=value` into its path and its YAML value.
+
+    Raises:
+        UsageError: no `=` in the text, or the value is not plain YAML.
+    """
+    path, equals, value = text.partition("=")
+    if not equals or not path.strip():
+        raise UsageError(f"--set takes a.b=value; got {text!r}; try schedule.steps=8")
+    try:
+        return path.strip().split("."), yaml.safe_load(value)
+    except yaml.YAMLError:
+        raise UsageError(f"--set {path}: the value {value!r} is not plain YAML") from None
+
+
+def apply_overrides(data: dict[str, Any], overrides: list[str]) -> dict[str, Any]:
+    """Return a copy of `data` with dotted overrides applied (unknown keys fail in validation)."""
+    result = {**data}
+    for text in overrides:
+        path, value = parse_override(text)
+        node = result
+        for key in path[:-1]:
+            child = node.get(key)
+            if child is not None and not isinstance(child, dict):
+                raise UsageError(f"--set {'.'.join(path)}: {key} holds a value, not a section")
+            node[key] = dict(child or {})
+            node = node[key]
+        node[path[-1]] = value
+    return result
+
+
+def _legal_keys(path: tuple[str | int, ...]) -> list[str]:
+    model: Any = Recipe
+    for key in path[:-1]:
+        field = model.model_fields.get(str(key)) if hasattr(model, "model_fields") else None
+        if field is None:
+            return []
+        options = [field.annotation, *getattr(field.annotation, "__args__", ())]
+        model = next((o for o in options if hasattr(o, "model_fields")), None)
+    return list(model.model_fields) if model is not None else []
+
+
+def _first_line(error: ValidationError, source: str) -> str:
+    """Turn pydantic's first finding into one line with the nearest legal value."""
+    finding = error.errors()[0]
+    where = ".".join(str(part) for part in finding["loc"])
+    if finding["type"] == "extra_forbidden":
+        legal = _legal_keys(finding["loc"])
+        near = get_close_matches(str(finding["loc"][-1]), legal, n=1, cutoff=0.0)
+        hint = f"; nearest: {near[0]}" if near else ""
+        return f"{source}: unknown key {where}{hint}"
+    message = finding["msg"].removeprefix("Value error, ")
+    got = finding.get("input")
+    shown = "" if isinstance(got, dict | BaseModel) else f"; got {got!r}"
+    expected = finding.get("ctx", {}).get("expected", "")
+    if expected and isinstance(got, str):
+        words = [w.strip(" '\"") for w in str(expected).replace(" or ", ",").split(",")]
+        shown += f"; nearest: {get_close_matches(got, words, n=1, cutoff=0.0)[0]}"
+    return f"{source}: {where + ': ' if where else ''}{message}{shown}"
+
+
+def recipe_from_dict(data: dict[str, Any], source: str = "recipe") -> Recipe:
+    """Validate a recipe.
+
+    Raises:
+        ModelError: unknown key, wrong type, or an illegal combination (one line).
+    """
+    if not isinstance(data, dict):
+        raise ModelError(f"{source}: a recipe is a mapping of keys; got {type(data).__name__}")
+    try:
+        return Recipe.model_validate(data)
+    except ValidationError as error:
+        raise ModelError(_first_line(error, source)) from None
+
+
+def list_recipes(modality: str | None = None) -> list[str]:
+    """Return the names of the recipes that ship with the package, sorted."""
+    root = resources.files("blockloom.configs")
+    names = []
+    for folder in MODALITIES if modality is None else (modality,):
+        directory = root / folder
+        if directory.is_dir():
+            names += [
+                f"{folder}/{item.name.removesuffix('.yaml')}"
+                for item in directory.iterdir()
+                if item.name.endswith(".yaml")
+            ]
+    return sorted(names)
+
+
+def _read_yaml(text: str, source: str) -> Any:
+    if len(text) > 200_000:
+        raise ModelError(f"{source}: {len(text)} characters; a recipe has at most 200000")
+    try:
+        for event in yaml.parse(text, Loader=yaml.SafeLoader):
+            if isinstance(event, yaml.AliasEvent):  # alias bombs need aliases; recipes do not
+                raise ModelError(f"{source}: YAML aliases are not allowed in a recipe")
+        return yaml.safe_load(text)
+    except (yaml.YAMLError, RecursionError) as error:
+        reason = str(error).splitlines()[0]
+        raise ModelError(f"{source}: not plain YAML ({reason})") from None
+
+
+def load_recipe(name: str, overrides: list[str] | None = None) -> Recipe:
+    """Load a recipe by name (`image/acdit`, `acdit`) or by path, with dotted overrides.
+
+    Raises:
+        UsageError: no such recipe; the nearest name is given.
+        ModelError: the file does not hold a legal recipe.
+    """
+    if name.endswith((".yaml", ".yml")):
+        path = Path(name)
+        if not path.is_file():
+            raise UsageError(f"recipe file not found: {name}")
+        data = _read_yaml(path.read_text(encoding="utf-8", errors="replace"), path.name)
+    else:
+        known = list_recipes()
+        full = name if name in known else next((k for k in known if k.split("/")[1] == name), None)
+        if full is None:
+            near = get_close_matches(name, [*known, *(k.split("/")[1] for k in known)], 1, 0.0)
+            raise UsageError(f"unknown recipe {name!r}; nearest: {near[0] if near else 'none'}")
+        item = resources.files("blockloom.configs") / f"{full}.yaml"
+        data = _read_yaml(item.read_text(encoding="utf-8"), full)
+    return recipe_from_dict(apply_overrides(data, overrides or []), name)

@@ -1,0 +1,308 @@
+"""The one decode loop.
+
+It walks the blocks of a `DecodePlan`. For each block it runs the rows of the schedule against the
+cache, lets the head draw values, accepts some of them, and makes the finished block permanent. It
+yields an event after every row and every commit; progress bars, previews, streaming and the plain
+pipeline call are all consumers of that stream.
+
+It knows neither models nor pictures: a `Decoder` runs forwards and draws values. Autoregression is
+a block of one token and one row; MaskGIT one block and many rows; block diffusion many and many.
+
+Invariants: an item's values depend on its own generator only; `use_cache=False` recomputes the whole
+past in every pass and gives the same values (the slow twin the fast path is tested against).
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple, Protocol
+
+import torch
+from jaxtyping import Bool
+from torch import Tensor
+
+from .attention import Lowered
+from .cache import CacheView, KVCache
+from .layout import Layout
+from .plan import DecodePlan
+from .sampling import TokenStats, per_item_randn
+from .schedulers.base import Row
+
+
+class Draw(NamedTuple):
+    """Values drawn for the active slots, and how sure the model was (None if it cannot say)."""
+
+    values: Tensor
+    stats: TokenStats | None
+
+
+class Decoder(Protocol):
+    """What the loop needs of a model."""
+
+    def new_cache(self, plan: DecodePlan, batch: int) -> KVCache:
+        """Allocate a cache for `batch` items."""
+        ...
+
+    def forward(
+        self, values: Tensor, is_masked: Tensor, layout: Layout, level: Tensor, lowered: Lowered,
+        view: CacheView | None,
+    ) -> Tensor:  # fmt: skip
+        """Run the active rows of every guidance branch; returns hidden states."""
+        ...
+
+    def draw(
+        self, hidden: Tensor, row: Row, generators: Sequence[torch.Generator], source: Tensor
+    ) -> Draw:
+        """Sample values for the data slots `source` (heads that need one trunk state)."""
+        ...
+
+    def predict(self, hidden: Tensor, row: Row) -> Tensor:
+        """Predict velocity or noise from hidden states, guided (heads that run per row)."""
+        ...
+
+    @property
+    def per_level(self) -> bool:
+        """True when the trunk runs again at every noise level."""
+        ...
+
+
+@dataclass
+class Event:
+    """One thing that happened: kind row | commit | decoded | done."""
+
+    kind: str
+    path: str
+    block: int
+    of_blocks: int
+    data: dict[str, Any] = field(default_factory=dict)
+
+
+class Rollout:
+    """One request: several items decoded together."""
+
+    def __init__(
+        self,
+        plan: DecodePlan,
+        decoder: Decoder,
+        scheduler: Any,
+        *,
+        values: Tensor,
+        is_known: Bool[Tensor, "batch slots"],
+        generators: Sequence[torch.Generator],
+        num_steps: int | None = None,
+        use_cache: bool = True,
+        should_stop: Callable[[], bool] = lambda: False,
+        record: Callable[[Layout, Tensor], None] | None = None,
+    ) -> None:
+        """Set up the request.
+
+        Args:
+            plan: Layouts and commit policy.
+            decoder: Runs the model.
+            scheduler: From `core.schedulers`; owns counts, orders, levels and updates.
+            values: Codes [batch, slots, codebooks] or latents [batch, slots, channels]; given
+                content where `is_known`, anything elsewhere. Not modified.
+            is_known: Slots that are given and stay as they are.
+            generators: One CPU generator per item.
+            num_steps: Rows per block; None = the scheduler's own.
+            use_cache: False recomputes the past in every pass.
+            should_stop: Asked before every row; True ends the rollout, committed work is kept.
+            record: Called with the rows and hidden states of every pass (for proofs).
+
+        Raises:
+            ValueError: shapes of values, is_known and generators disagree.
+        """
+        batch, slots = is_known.shape
+        if slots != plan.num_slots or values.shape[:2] != is_known.shape:
+            raise ValueError(
+                f"values {tuple(values.shape)} and is_known {tuple(is_known.shape)} must cover "
+                f"{plan.num_slots} slots"
+            )
+        if len(generators) != batch:
+            raise ValueError(f"{len(generators)} generators for {batch} items; give one per item")
+        self.plan, self.decoder, self.scheduler = plan, decoder, scheduler
+        self.values, self.given = values.clone(), is_known.clone()
+        self.is_known = is_known.clone()
+        self.generators, self.num_steps = list(generators), num_steps
+        self.should_stop, self.record = should_stop, record
+        caches = plan.write != "none"
+        self.cache = decoder.new_cache(plan, batch) if use_cache and caches else None
+        self.pending: list[Layout] = [] if plan.prompt is None else [plan.prompt]
+        self.context: list[Layout] = []
+        self.num_passes = self.num_forwarded = 0
+
+    # -- passes -----------------------------------------------------------------------------
+
+    def _content(self, layout: Layout, block_values: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+        """Values, masked flags and levels of some rows; `block_values` overrides noisy rows."""
+        source = layout.source.clamp_min(0)
+        values = self.values[:, source]
+        noisy = layout.level > 0
+        is_masked = noisy & ~self.is_known[:, source]
+        if block_values is not None:
+            count = block_values.shape[1]
+            values = torch.cat((values[:, : values.shape[1] - count], block_values), 1)
+            is_masked = torch.zeros_like(is_masked)
+        return values, is_masked, is_masked.to(values.dtype if values.is_floating_point() else None)
+
+    def _pass(
+        self, active: list[Layout], keep: int, *, block_values: Tensor | None = None,
+        level: float | None = None,
+    ) -> Tensor:  # fmt: skip
+        """Run rows against the past and keep the first `keep` of them in the cache.
+
+        Returns:
+            Hidden states of the active rows, one set per guidance branch.
+        """
+        plan = self.plan
+        past = [] if self.cache is not None else self.context
+        layout = plan.joined([*past, *active])
+        skip = layout.num_tokens - sum(part.num_tokens for part in active)
+        values, is_masked, rows_level = self._content(layout, block_values)
+        if level is not None:
+            rows_level = torch.where(layout.level > 0, level, 0.0).expand(values.shape[:2])
+        view = None
+        if self.cache is not None:
+            kept = torch.arange(keep) if keep else None
+            view = self.cache.view(layout, keep=kept)
+        lowered = plan.lowered(layout, view)
+        hidden = self.decoder.forward(values, is_masked, layout, rows_level.float(), lowered, view)
+        self.num_passes += 1
+        self.num_forwarded += layout.num_tokens
+        if view is not None and keep:
+            self.cache.write(view)
+            self.cache.commit()
+        hidden = hidden[:, skip:]
+        if self.record is not None:
+            self.record(plan.joined(active), hidden)
+        return hidden
+
+    def _flush(self) -> None:
+        """Make pending rows permanent in a pass of their own."""
+        if not self.pending:
+            return
+        rows, self.pending = self.pending, []
+        if self.cache is not None:
+            self._pass(rows, sum(r.num_tokens for r in rows))
+        self.context += rows
+
+    def _predict_rows(self, block: int, **how: Any) -> Tensor:
+        """Run the rows that predict a block, with pending rows riding in front where allowed."""
+        plan = self.plan
+        noisy = [] if plan.shift else [plan.noisy_rows(block)]
+        if plan.write in ("separate", "prefix"):
+            self._flush()
+        riding, self.pending = self.pending, []
+        count = sum(rows.num_tokens for rows in riding)
+        caches = self.cache is not None
+        hidden = self._pass([*riding, *noisy], count if caches else 0, **how)
+        self.context += riding
+        if plan.write == "fused":
+            self._evict(block)
+        return hidden[:, -1:] if plan.shift else hidden[:, count:]
+
+    def _finish(self, block: int) -> Iterator[Event]:
+        """Queue the clean rows of a finished block and drop what no later row can see."""
+        plan = self.plan
+        last = block == plan.num_blocks - 1
+        if (plan.copies == 2 or plan.shift) and not last:
+            self.pending.append(plan.clean_rows(block))
+        if plan.write == "separate" and not last:
+            self._flush()
+            self._evict(block + 1)
+        yield self._event("commit", f"block_{block}", block)
+
+    def _evict(self, next_block: int) -> None:
+        """Drop what no row of `next_block` or later can see."""
+        if self.cache is not None and self.plan.window is not None:
+            self.cache.evict(window=self.plan.window, sink=self.plan.sink, next_block=next_block)
+
+    def _event(self, kind: str, path: str, block: int, **data: Any) -> Event:
+        data |= {"values": self.values, "is_known": self.is_known}
+        return Event(kind, path, block, self.plan.num_blocks, data)
+
+    # -- blocks -----------------------------------------------------------------------------
+
+    def events(self) -> Iterator[Event]:
+        """Decode every block; yields row, commit and finally done events.
+
+        The event data holds `values` and `is_known` (live tensors in slot order), and for rows
+        `row`, `of_rows`, `accepted` [batch, tokens of the block], `sources` and `level`.
+        """
+        for block in range(self.plan.num_blocks):
+            fill = self._denoise if self.decoder.per_level else self._unmask
+            if not bool(self.given[:, self.plan.sources(block)].all()):
+                for event in fill(block):
+                    if event is None:
+                        yield self._event("done", "done", block, interrupted=True)
+                        return
+                    yield event
+            yield from self._finish(block)
+        yield self._event("done", "done", self.plan.num_blocks - 1, interrupted=False)
+
+    def _unmask(self, block: int) -> Iterator[Event | None]:
+        """Reveal the masked slots of a block row by row."""
+        plan, scheduler = self.plan, self.scheduler
+        source = plan.sources(block)
+        left = int((~self.is_known[:, source]).sum(1).max())
+        rows = scheduler.rows(left, None if self.num_steps is None else min(self.num_steps, left))
+        rank = self._rank(source)
+        for row in rows:
+            if self.should_stop():
+                yield None
+                return
+            hidden = self._predict_rows(block)
+            drawn = self.decoder.draw(hidden, row, self.generators, source)
+            is_masked = ~self.is_known[:, source]
+            accepted = scheduler.select(row, is_masked, drawn.stats, rank, self.generators)
+            old = self.values[:, source]
+            self.values[:, source] = torch.where(accepted[..., None], drawn.values.to(old.dtype), old)
+            self.is_known[:, source] |= accepted
+            yield self._row_event(block, row, source, is_masked, accepted)
+
+    def _rank(self, source: Tensor) -> Tensor | None:
+        plan = self.plan
+        cells = plan.num_slots == plan.height * plan.width
+        height, width = (plan.height, plan.width) if cells else (1, plan.num_slots)
+        rank = self.scheduler.make_rank(height, width, self.generators, device=self.values.device)
+        return None if rank is None else rank.expand(len(self.generators), -1)[:, source]
+
+    def _denoise(self, block: int) -> Iterator[Event | None]:
+        """Lower the noise level of a whole block row by row."""
+        scheduler, source = self.scheduler, self.plan.sources(block)
+        given = self.given[:, source][..., None]
+        clean = self.values[:, source]
+        noise = per_item_randn(clean.shape[1:], self.generators, clean.device).to(clean.dtype)
+        x = noise
+        scheduler.begin(self.num_steps)
+        for row in scheduler.rows(self.num_steps):
+            if self.should_stop():
+                yield None
+                return
+            x = torch.where(given, scheduler.add_noise(clean, noise, row.level), x)
+            hidden = self._predict_rows(block, block_values=x, level=row.level)
+            x = scheduler.step(self.decoder.predict(hidden, row), row, x, self.generators)
+            if row.is_last:
+                x = torch.where(given, clean, x)
+            self.values[:, source] = x
+            if row.is_last:
+                self.is_known[:, source] = True
+            everything = torch.ones_like(given[..., 0])
+            yield self._row_event(
+                block, row, source, everything, everything if row.is_last else ~everything
+            )
+
+    def _row_event(
+        self, block: int, row: Row, source: Tensor, predicted: Tensor, accepted: Tensor
+    ) -> Event:
+        return self._event(
+            "row", f"block_{block}/row_{row.index}", block, row=row.index, of_rows=row.num_rows,
+            sources=source, predicted=predicted, accepted=accepted, level=row.level,
+            level_next=row.level_next, guidance=row.guidance_scale, temperature=row.temperature,
+        )  # fmt: skip
+
+
+def run(rollout: Rollout) -> tuple[Tensor, Tensor]:
+    """Exhaust a rollout; returns the values and which of them are known."""
+    for _ in rollout.events():
+        pass
+    return rollout.values, rollout.is_known

@@ -1,0 +1,283 @@
+"""Text encoder, backbone and head of one recipe, and the decoder the rollout drives.
+
+A `GenerativeModel` is what `train` trains and what a pipeline loads: one folder, one safetensors
+file, a config that holds the recipe. It does not know pixels; its tokenizer does.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from diffusers import ConfigMixin, ModelMixin
+from diffusers.configuration_utils import register_to_config
+from jaxtyping import Bool, Int
+from torch import Tensor
+
+from ..core.attention import Lowered
+from ..core.cache import CacheView, KVCache
+from ..core.layout import Layout
+from ..core.plan import NUM_SENTINELS, DecodePlan, num_prompt_rows
+from ..core.recipe import Recipe, recipe_from_dict
+from ..core.rollout import Draw
+from ..core.schedulers.base import Row
+from .backbone import BlockTransformer, PreparedPrompt, repeat_prompt
+from .heads import build_head
+from .heads.base import guided
+from .text import HashTextEncoder, PromptEmbeds
+
+TEXT_CODES = 128
+"""Ids that caption characters add to a joint vocabulary: ASCII, 0 = end and padding."""
+
+
+def head_settings(recipe: Recipe) -> dict[str, Any]:
+    """Select the settings a head kind takes from the recipe's head section."""
+    head = recipe.head
+    mlp = {"width": head.width, "depth": head.depth}
+    settings: dict[str, dict[str, Any]] = {
+        "categorical": {"label_smoothing": recipe.corruption.label_smoothing},
+        "patch": {"prediction": head.objective, "modulated": False},
+        "diffusion": mlp
+        | {
+            "objective": head.objective,
+            "draws": head.draws,
+            "steps": head.steps,
+            "solver": head.solver,
+        },
+        "shortcut": mlp | {"steps": head.steps, "bootstrap": head.bootstrap},
+        "gmm": {"mixtures": head.mixtures},
+    }
+    return {"kind": head.kind} | settings[head.kind]
+
+
+class GenerativeModel(ModelMixin, ConfigMixin):
+    """Everything of a recipe that is trained in the model stage."""
+
+    _supports_gradient_checkpointing = True
+
+    @register_to_config
+    def __init__(
+        self,
+        recipe: dict,
+        height: int,
+        width: int,
+        num_codebooks: int = 1,
+        codebook_size: int = 0,
+        latent_channels: int = 0,
+    ) -> None:
+        """Build the parts.
+
+        Args:
+            recipe: The recipe as plain data.
+            height: Token rows of the tokenizer's grid.
+            width: Token columns.
+            num_codebooks: Codes per token (discrete tokenizers).
+            codebook_size: Entries per codebook; 0 for continuous tokenizers.
+            latent_channels: Channels per token (continuous tokenizers).
+
+        Raises:
+            ModelError: the recipe is not legal, or asks for the other kind of tokens.
+        """
+        super().__init__()
+        spec = recipe_from_dict(dict(recipe), "model config")
+        self.recipe = spec
+        stream = spec.layout.kind == "stream"
+        extra = TEXT_CODES + NUM_SENTINELS if stream else 0
+        slots = height * width + spec.layout.text_tokens + (NUM_SENTINELS if stream else 0)
+        vocab = codebook_size + extra
+        text, condition = spec.text, spec.condition
+        self.text_encoder = HashTextEncoder(
+            dim=text.dim, num_buckets=text.buckets, max_words=text.words, num_layers=text.layers
+        )
+        self.backbone = BlockTransformer(
+            dim=spec.backbone.dim,
+            num_layers=spec.backbone.layers,
+            num_heads=spec.backbone.heads,
+            num_kv_heads=spec.backbone.kv_heads,
+            mlp_ratio=spec.backbone.mlp_ratio,
+            rope_theta=spec.backbone.rope_theta,
+            value="code" if codebook_size else "latent",
+            num_codebooks=num_codebooks,
+            codebook_size=vocab,
+            latent_channels=latent_channels,
+            num_sources=slots,
+            prompt_dim=text.dim,
+            num_prompt_rows=num_prompt_rows(spec),
+            cross_attention=condition.cross,
+            level=spec.backbone.level,
+            modulate=condition.modulate if condition.adaln else (),
+            sees_words=condition.modulate if condition.cross else (),
+        )
+        self.head = build_head(
+            head_settings(spec),
+            spec.backbone.dim,
+            codebook_size=vocab or None,
+            num_codebooks=num_codebooks,
+            latent_channels=latent_channels or None,
+        )
+        if stream:
+            self.register_buffer(
+                "allowed", allowed_codes(spec, height * width, codebook_size), persistent=False
+            )
+
+    @property
+    def uses_prompt(self) -> bool:
+        """False when the text encoder is not part of the model (captions are tokens)."""
+        condition = self.recipe.condition
+        return condition.prefix or condition.adaln or condition.cross
+
+    def embed_prompts(
+        self, ids: Int[Tensor, "batch words features"], is_null: Bool[Tensor, " batch"]
+    ) -> PromptEmbeds:
+        """Encode tokenised prompts; items flagged null get the learned unconditional prompt."""
+        embeds = self.text_encoder(ids)
+        return embeds.replace(is_null, self.text_encoder.null(len(ids), embeds.embeds.shape[1]))
+
+    def prepare(self, embeds: PromptEmbeds) -> PreparedPrompt:
+        """Project prompts for the backbone."""
+        if not self.uses_prompt:
+            return self.unprompted(len(embeds.pooled))
+        return self.backbone.prepare_prompt(embeds.embeds, embeds.is_valid, embeds.pooled)
+
+    def unprompted(self, batch: int) -> PreparedPrompt:
+        """Prepare the empty prompt: only the learned start row where the layout has one."""
+        null = self.text_encoder.null(batch, self.recipe.text.words)
+        return self.backbone.prepare_prompt(null.embeds, null.is_valid, null.pooled)
+
+
+def allowed_codes(recipe: Recipe, cells: int, codebook_size: int) -> Bool[Tensor, "slots vocab"]:
+    """Tell which ids each slot of a stream may hold: characters, picture codes, or its mark."""
+    text = recipe.layout.text_tokens
+    slots, vocab = text + cells + NUM_SENTINELS, codebook_size + TEXT_CODES + NUM_SENTINELS
+    allowed = torch.zeros(slots, vocab, dtype=torch.bool)
+    allowed[:text, codebook_size : codebook_size + TEXT_CODES] = True
+    allowed[text : text + cells, :codebook_size] = True
+    marks = torch.arange(NUM_SENTINELS)
+    allowed[text + cells + marks, codebook_size + TEXT_CODES + marks] = True
+    return allowed
+
+
+def _cat_prompts(first: PreparedPrompt, second: PreparedPrompt) -> PreparedPrompt:
+    def join(a: Tensor | None, b: Tensor | None) -> Tensor | None:
+        return None if a is None or b is None else torch.cat((a, b), 0)
+
+    cross = None
+    if first.cross is not None and second.cross is not None:
+        pairs = zip(first.cross, second.cross, strict=True)
+        cross = [(torch.cat((a[0], b[0])), torch.cat((a[1], b[1]))) for a, b in pairs]
+    return PreparedPrompt(
+        join(first.prefix, second.prefix),
+        join(first.pooled, second.pooled),
+        cross,
+        join(first.cross_valid, second.cross_valid),
+    )
+
+
+class ModelDecoder:
+    """Runs a `GenerativeModel` for the rollout, one or two guidance branches at once.
+
+    Branches ride in one batch: the conditional items first, then the unconditional ones. When clean
+    rows see no prompt, both branches share one cache and commit passes run once.
+    """
+
+    def __init__(
+        self,
+        model: GenerativeModel,
+        prompt: PreparedPrompt,
+        uncond: PreparedPrompt | None = None,
+        *,
+        top_k: int | None = None,
+        top_p: float | None = None,
+    ) -> None:
+        """Bind a model to the prompts of one request.
+
+        Args:
+            model: The model, in eval mode.
+            prompt: Prepared prompts, one per item.
+            uncond: Prepared negative or empty prompts; None = no guidance.
+            top_k: Codes kept before sampling; None = the recipe's.
+            top_p: Nucleus mass; None = the recipe's.
+        """
+        self.model = model
+        self.cond = prompt
+        self.both = prompt if uncond is None else _cat_prompts(prompt, uncond)
+        self.branches = 1 if uncond is None else 2
+        spec = model.recipe.schedule
+        self.top_k = spec.top_k if top_k is None else top_k
+        self.top_p = spec.top_p if top_p is None else top_p
+        self.shares_cache = model.backbone.condition_free_clean
+
+    @property
+    def per_level(self) -> bool:
+        """True when the trunk runs again at every noise level."""
+        return self.model.head.runs == "row"
+
+    def new_cache(self, plan: DecodePlan, batch: int) -> KVCache:
+        """Allocate a cache; guidance branches share it where its entries are condition-free."""
+        config = self.model.backbone.config
+        return KVCache(
+            num_layers=config.num_layers,
+            batch=batch if self.shares_cache else batch * self.branches,
+            capacity=plan.capacity(),
+            num_kv_heads=config.num_kv_heads or config.num_heads,
+            head_dim=self.model.backbone.head_dim,
+            num_axes=plan.content.num_axes,
+            dtype=self.model.dtype,
+            device=self.model.device,
+            rotated=self.model.recipe.cache.keys == "rotated",
+        )
+
+    def forward(
+        self,
+        values: Tensor,
+        is_masked: Tensor,
+        layout: Layout,
+        level: Tensor,
+        lowered: Lowered,
+        view: CacheView | None,
+    ) -> Tensor:
+        """Run the active rows of every branch.
+
+        Returns:
+            Hidden states [branches * batch, rows, dim]; [batch, ...] for a shared commit pass.
+        """
+        only_commit = self.shares_cache and not bool((layout.level > 0).any())
+        branches = 1 if only_commit and view is not None else self.branches
+        prompt = self.cond if branches == 1 else self.both
+        if branches > 1:
+            values, is_masked = (t.repeat(branches, 1, *[1] * (t.ndim - 2)) for t in (values, is_masked))
+            level = level.repeat(branches, 1)
+        return self.model.backbone(values, is_masked, layout, level, prompt, lowered, view)
+
+    def _split(self, hidden: Tensor) -> tuple[Tensor, Tensor | None]:
+        if self.branches == 1:
+            return hidden, None
+        cond, uncond = hidden.chunk(2, 0)
+        return cond, uncond
+
+    def draw(
+        self, hidden: Tensor, row: Row, generators: Sequence[torch.Generator], source: Tensor
+    ) -> Draw:
+        """Sample values for the slots `source` under the row's temperature and guidance."""
+        cond, uncond = self._split(hidden)
+        settings: dict[str, Any] = {
+            "uncond_hidden": uncond,
+            "guidance_scale": row.guidance_scale,
+            "temperature": row.temperature,
+        }
+        if self.model.head.value == "code":
+            settings |= {"top_k": self.top_k, "top_p": self.top_p}
+            if hasattr(self.model, "allowed"):
+                settings["allowed"] = self.model.allowed[source]
+        sample = self.model.head.sample(cond, generators, **settings)
+        return Draw(sample.values, sample.stats)
+
+    def predict(self, hidden: Tensor, row: Row) -> Tensor:
+        """Predict velocity or noise, guided."""
+        cond, uncond = self._split(hidden)
+        predicted = self.model.head.predict(cond)
+        if uncond is None:
+            return predicted
+        return guided(predicted, self.model.head.predict(uncond), row.guidance_scale)
+
+
+__all__ = ["GenerativeModel", "ModelDecoder", "allowed_codes", "head_settings", "repeat_prompt"]

@@ -1,0 +1,250 @@
+"""The model stage: what a recipe's corruption does to tokens, and the loss that undoes it.
+
+The same plan that decodes lays out the training forward, and the same table masks it. The stage
+knows no recipe by name; it reads the recipe's fields.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from ..core.attention import Lowered, lower
+from ..core.corruption import (
+    any_order_mask,
+    bernoulli_mask,
+    draw_spans,
+    exact_mask,
+    mask_ratios,
+    noise_levels,
+)
+from ..core.layout import Copy, Layout
+from ..core.plan import NUM_SENTINELS, DecodePlan, build_plan
+from ..core.schedule import scheduler_of
+from ..models.generator import TEXT_CODES, GenerativeModel
+from ..models.heads.base import Head
+
+
+@dataclass
+class Batch:
+    """One training forward: what stands in the rows, and which rows carry which loss."""
+
+    values: Tensor
+    is_masked: Tensor
+    level: Tensor
+    loss_rows: Tensor
+    target: Tensor
+    weight: Tensor
+
+
+def caption_codes(captions: Sequence[str], length: int, offset: int) -> Int[Tensor, "items length"]:
+    """Spell captions as ids of a joint vocabulary: offset + ASCII code, offset = padding.
+
+    Characters outside ASCII become "?"; longer captions are cut at `length`.
+    """
+    table = torch.full((len(captions), length), offset)
+    for row, caption in zip(table, captions, strict=True):
+        spelled = caption.encode("ascii", "replace")[:length]
+        row[: len(spelled)] = torch.tensor(list(spelled), dtype=torch.long) + offset
+    return table
+
+
+def stream_values(
+    codes: Int[Tensor, "items cells 1"], captions: Sequence[str], text_tokens: int, codebook_size: int
+) -> Int[Tensor, "items slots 1"]:
+    """Join captions, picture codes and the three span marks into one stream of ids."""
+    text = caption_codes(captions, text_tokens, codebook_size)
+    first = codebook_size + TEXT_CODES
+    marks = torch.arange(first, first + NUM_SENTINELS).expand(len(captions), -1)
+    return torch.cat((text, codes[..., 0].cpu(), marks), 1)[..., None]
+
+
+class ModelStage:
+    """Trains a `GenerativeModel` on encoded data (satisfies the trainer's stage protocol)."""
+
+    def __init__(
+        self,
+        model: GenerativeModel,
+        values: Tensor,
+        prompt_ids: Int[Tensor, "items words features"],
+        captions: Sequence[str],
+    ) -> None:
+        """Bind a model to its data.
+
+        Args:
+            model: The model to train.
+            values: Codes [items, slots, codebooks] or latents [items, slots, channels].
+            prompt_ids: Tokenised captions.
+            captions: The captions themselves (stream recipes spell them into the sequence).
+        """
+        self.model, self.recipe = model, model.recipe
+        if self.recipe.layout.kind == "stream":
+            size = model.config.codebook_size
+            values = stream_values(values, captions, self.recipe.layout.text_tokens, size)
+        self.values, self.prompt_ids = values, prompt_ids
+        self.scheduler = scheduler_of(self.recipe)
+        layout = self.recipe.layout
+        self.varies = layout.permute == "random" or layout.split == "random" or layout.spans > 0
+        self._fixed: tuple[DecodePlan, Layout, Lowered] | None = None
+
+    @property
+    def num_items(self) -> int:
+        """Training items."""
+        return len(self.values)
+
+    def modules(self) -> nn.Module:
+        """The trained module."""
+        return self.model
+
+    def plan(self, generator: torch.Generator) -> tuple[DecodePlan, Layout, Lowered]:
+        """Lay out one batch; recipes without random layouts reuse one plan and one mask."""
+        if self._fixed is not None:
+            return self._fixed
+        config, layout = self.model.config, self.recipe.layout
+        span = None
+        if layout.spans:
+            length = layout.text_tokens + config.height * config.width
+            spans = draw_spans(length, generator, max_spans=layout.spans)
+            span = spans[0] if spans else None
+        plan = build_plan(
+            self.recipe,
+            config.height,
+            config.width,
+            generator=generator if self.varies else None,
+            span=span,
+        )
+        rows = plan.training_layout().to(self.values.device)
+        backend = "dense" if self.varies else "auto"
+        result = (plan, rows, lower(plan.table, rows, rows, backend=backend))
+        if not self.varies:
+            self._fixed = result
+        return result
+
+    def loss(
+        self, indices: Int[Tensor, " batch"], generator: torch.Generator, step: int
+    ) -> tuple[Float[Tensor, ""], dict[str, float]]:
+        """Compute the training loss of some items.
+
+        Args:
+            indices: Items of the batch.
+            generator: All randomness of the step.
+            step: Unused; the loss depends on (seed, step) through `generator` only.
+
+        Returns:
+            Weighted mean of the per-token losses, and the plain mean as metric.
+        """
+        values = self.values[indices]
+        dropped = torch.rand(len(indices), generator=generator) < self.recipe.condition.drop
+        plan, layout, lowered = self.plan(generator)
+        batch = self.corrupt(values, plan, layout, generator)
+        if self.model.uses_prompt:
+            prompt = self.model.prepare(
+                self.model.embed_prompts(self.prompt_ids[indices], dropped.to(values.device))
+            )
+        else:
+            prompt = self.model.unprompted(len(indices))
+        hidden = self.model.backbone(
+            batch.values, batch.is_masked, layout, batch.level, prompt, lowered
+        )
+        loss = self.token_loss(hidden[:, batch.loss_rows], batch, generator)
+        total = (loss * batch.weight).sum() / batch.weight.sum().clamp_min(1e-8)
+        counted = batch.weight > 0
+        return total, {"token_loss": float(loss.detach()[counted].mean())}
+
+    def token_loss(self, hidden: Tensor, batch: Batch, generator: torch.Generator) -> Tensor:
+        """Ask the head for one loss per predicted row."""
+        head: Head = self.model.head
+        return head.loss(hidden, batch.target, generator)
+
+    # -- corruption -------------------------------------------------------------------------
+
+    def corrupt(
+        self, values: Tensor, plan: DecodePlan, layout: Layout, generator: torch.Generator
+    ) -> Batch:
+        """Turn clean items into one training forward, as the recipe's corruption says."""
+        source = layout.source.clamp_min(0)
+        clean = values[:, source]
+        kind = self.recipe.corruption.kind
+        if plan.shift:
+            return self._next_token(values, clean, plan, layout)
+        if kind in ("flow", "ddpm"):
+            return self._diffuse(values, clean, plan, layout, generator)
+        return self._mask(values, clean, plan, layout, generator)
+
+    def _next_token(
+        self, values: Tensor, clean: Tensor, plan: DecodePlan, layout: Layout
+    ) -> Batch:
+        """Every row from the last prompt row on predicts the token after it."""
+        batch, rows = clean.shape[:2]
+        first = plan.num_prompt_rows - 1
+        nothing = torch.zeros(batch, rows, dtype=torch.bool, device=clean.device)
+        target = values[:, plan.content.source]
+        weight = torch.ones(target.shape[:2], device=clean.device)
+        loss_rows = torch.arange(first, rows, device=clean.device)
+        return Batch(clean, nothing, nothing.float(), loss_rows, target, weight)
+
+    def _noisy(self, layout: Layout) -> Tensor:
+        return (layout.copy == Copy.NOISY).nonzero()[:, 0]
+
+    def _mask(
+        self, values: Tensor, clean: Tensor, plan: DecodePlan, layout: Layout,
+        generator: torch.Generator,
+    ) -> Batch:  # fmt: skip
+        """Hide some of the noisy rows; they (or all noisy rows) carry the loss."""
+        spec, noisy = self.recipe.corruption, self._noisy(layout)
+        batch, block = len(values), layout.block[noisy]
+        weight = torch.ones(batch, len(noisy))
+        if spec.ratio == "ardm":
+            hidden, _, scale = any_order_mask(batch, len(noisy), generator)
+            weight = weight * scale[:, None] / len(noisy)
+        else:
+            columns = plan.num_blocks if spec.per == "block" else 1
+            ratio = mask_ratios(spec.ratio, (batch, columns), generator)
+            choose = exact_mask if spec.exact_count else bernoulli_mask
+            hidden = choose(ratio, block, generator)
+            if spec.weight == "inverse_ratio":
+                index = block.clamp_max(columns - 1).expand(batch, -1)
+                weight = 1 / ratio.clamp_min(1 / len(noisy)).gather(1, index)
+        if spec.loss_on == "masked":
+            weight = weight * hidden
+        is_masked = torch.zeros(clean.shape[:2], dtype=torch.bool, device=clean.device)
+        is_masked[:, noisy] = hidden.to(clean.device)
+        target = values[:, layout.source[noisy]]
+        level = is_masked.float()
+        return Batch(clean, is_masked, level, noisy, target, weight.to(clean.device))
+
+    def _diffuse(
+        self, values: Tensor, clean: Tensor, plan: DecodePlan, layout: Layout,
+        generator: torch.Generator,
+    ) -> Batch:  # fmt: skip
+        """Add noise to the noisy rows, one level per block or per item."""
+        spec, noisy = self.recipe.corruption, self._noisy(layout)
+        batch, block = len(values), layout.block[noisy]
+        columns = plan.num_blocks if spec.per == "block" else 1
+        kind = "ddpm" if spec.kind == "ddpm" else spec.level
+        levels = noise_levels(kind, (batch, columns), generator).to(clean)
+        per_row = levels[:, block.clamp_max(columns - 1)]
+        target = values[:, layout.source[noisy]]
+        noise = torch.randn(target.shape, generator=generator).to(clean)
+        mixed = self.scheduler.add_noise(target, noise, per_row[..., None])
+        rows = clean.clone()
+        rows[:, noisy] = mixed
+        level = torch.zeros(clean.shape[:2], device=clean.device, dtype=clean.dtype)
+        level[:, noisy] = per_row
+        weight = torch.ones(batch, len(noisy), device=clean.device)
+        if spec.weight == "segment":
+            # CausalFusion: 2 - start / n, the later segments count less.
+            first = torch.stack([(block == b).nonzero()[0, 0] for b in range(plan.num_blocks)])
+            weight = weight * (2.0 - first[block] / len(noisy))
+        target = self.scheduler.target(target, noise)
+        nothing = torch.zeros(clean.shape[:2], dtype=torch.bool, device=clean.device)
+        return Batch(rows, nothing, level, noisy, target, weight)
+
+
+def stage_summary(stage: ModelStage) -> dict[str, Any]:
+    """Sizes worth logging at the start of a run."""
+    parameters = sum(p.numel() for p in stage.model.parameters())
+    return {"items": stage.num_items, "parameters": parameters, "slots": stage.values.shape[1]}
