@@ -61,7 +61,7 @@ def add_choice_noise(
 def scale_eos(
     score: Float[Tensor, "batch slots"],
     is_eos: Bool[Tensor, "batch slots"],
-    gamma: float,
+    gamma: float | int,
 ) -> Float[Tensor, "batch slots"]:
     """Hold back slots that predict the end token: multiply their (positive) score by gamma.
 
@@ -130,7 +130,7 @@ def accept_top_n(
 def accept_threshold(
     confidence: Float[Tensor, "batch slots"],
     is_masked: Bool[Tensor, "batch slots"],
-    threshold: float,
+    threshold: float | int,
 ) -> Bool[Tensor, "batch slots"]:
     """Accept every slot whose confidence reaches the threshold, and always the best one.
 
@@ -142,7 +142,7 @@ def accept_threshold(
 def accept_quota(
     confidence: Float[Tensor, "batch slots"],
     is_masked: Bool[Tensor, "batch slots"],
-    threshold: float,
+    threshold: float | int,
     quota: int | Int[Tensor, " batch"],
 ) -> Bool[Tensor, "batch slots"]:
     """Accept the slots above the threshold, or the best `quota` when those are fewer.
@@ -158,7 +158,7 @@ def accept_entropy_budget(
     score: Float[Tensor, "batch slots"],
     entropy: Float[Tensor, "batch slots"],
     is_masked: Bool[Tensor, "batch slots"],
-    gamma: float,
+    gamma: float | int,
 ) -> Bool[Tensor, "batch slots"]:
     """Accept the longest prefix U, by falling score, with sum_U H - max_U H <= gamma.
 
@@ -191,7 +191,7 @@ def _accept_prefix(
 def accept_factor(
     confidence: Float[Tensor, "batch slots"],
     is_masked: Bool[Tensor, "batch slots"],
-    factor: float = 1.0,
+    factor: float | int = 1.0,
 ) -> Bool[Tensor, "batch slots"]:
     """Accept the n best slots for the largest n with (n + 1) (1 - c_(n)) <= factor.
 
@@ -217,7 +217,7 @@ def accept_factor(
 def accept_confident_prefix(
     confidence: Float[Tensor, "batch slots"],
     is_masked: Bool[Tensor, "batch slots"],
-    threshold: float,
+    threshold: float | int,
     rank: Float[Tensor, "*batch slots"] | None = None,
 ) -> Bool[Tensor, "batch slots"]:
     """Accept masked slots in order up to the first unsure one, and always the first.
@@ -255,7 +255,7 @@ def distance_entropy(
 def accept_low_entropy(
     entropy: Float[Tensor, "batch slots"],
     is_masked: Bool[Tensor, "batch slots"],
-    threshold: float,
+    threshold: float | int,
     *,
     distance_weight: float = 0.0,
 ) -> Bool[Tensor, "batch slots"]:

@@ -7,7 +7,9 @@ Invariant: all lowered forms give the same result up to rounding; rows that see 
 """
 
 import warnings
+from collections.abc import Callable
 from functools import lru_cache
+from itertools import pairwise
 
 import torch
 import torch.nn.functional as F
@@ -97,30 +99,51 @@ def _attend_rectangles(
 ) -> Tensor:
     """Attend one query range at a time over the concatenated key slices it sees."""
     shape = (*query.shape[:-1], value.shape[-1])
+    edges = sorted({edge for rect in lowered.rects for edge in (rect.k_start, rect.k_stop)})
+    take_key, take_value = _slicer(key, edges), _slicer(value, edges)
+    ranges = lowered.ranges()
+    take_query = _slicer(
+        query, sorted({edge for start, stop, _ in ranges for edge in (start, stop)})
+    )
     parts, done = [], 0
-    for start, stop, rects in lowered.ranges():
+    for start, stop, rects in ranges:
         if start > done:
             parts.append(query.new_zeros(*shape[:2], start - done, shape[-1]))
-        slices = [slice(rect.k_start, rect.k_stop) for rect in rects]
-        keys, values = _gather(key, slices), _gather(value, slices)
+        spans = [(rect.k_start, rect.k_stop) for rect in rects]
+        keys, values = take_key(spans), take_value(spans)
         mask: Tensor | None = None
         if rects[-1].kind == "causal":
             # Bottom-right aligned: the causal square is the tail of the concatenated keys.
             mask = causal_lower_right(stop - start, keys.shape[2])
         if bias is not None:
-            part = torch.cat([bias[..., start:stop, piece] for piece in slices], -1)
+            part = torch.cat([bias[..., start:stop, slice(*span)] for span in spans], -1)
             mask = part if mask is None else _with_tail(part)
-        parts.append(_sdpa(query[:, :, start:stop], keys, values, mask))
+        parts.append(_sdpa(take_query([(start, stop)]), keys, values, mask))
         done = stop
     if done < shape[2]:
         parts.append(query.new_zeros(*shape[:2], shape[2] - done, shape[-1]))
     return parts[0] if len(parts) == 1 else torch.cat(parts, 2)
 
 
-def _gather(tensor: Tensor, slices: list[slice]) -> Tensor:
-    if len(slices) == 1:
-        return tensor[:, :, slices[0]]
-    return torch.cat([tensor[:, :, piece] for piece in slices], 2)
+def _slicer(tensor: Tensor, edges: list[int]) -> Callable[[list[tuple[int, int]]], Tensor]:
+    """Return a function that concatenates spans of the token axis.
+
+    Without gradients a span is a view. With gradients the tensor is split once at all edges, because
+    the backward of every single slice would fill a tensor of full length.
+    """
+    needs_grad = tensor.requires_grad and torch.is_grad_enabled()
+    cuts = [0, *(edge for edge in edges if 0 < edge < tensor.shape[2]), tensor.shape[2]]
+    pieces = tensor.split([b - a for a, b in pairwise(cuts)], 2) if needs_grad else ()
+    index = {edge: number for number, edge in enumerate(cuts)}
+
+    def take(spans: list[tuple[int, int]]) -> Tensor:
+        if needs_grad:
+            parts = [part for a, b in spans for part in pieces[index[a] : index[b]]]
+        else:
+            parts = [tensor[:, :, a:b] for a, b in spans]
+        return parts[0] if len(parts) == 1 else torch.cat(parts, 2)
+
+    return take
 
 
 def _with_tail(bias: Tensor) -> Tensor:

@@ -17,7 +17,7 @@ from torch import Tensor
 from .curves import shift_level
 from .errors import check_count, check_one_of, check_range
 
-RATIOS = ("cosine", "arccos", "uniform", "mar", "givt")
+RATIOS = ("cosine", "arccos", "uniform", "truncnorm", "givt")
 LEVELS = ("uniform", "logit_normal", "ddpm")
 ROUNDINGS = {"ceil": torch.ceil, "round": torch.round, "floor": torch.floor}
 
@@ -61,8 +61,8 @@ def mask_ratios(
     """Draw the fraction of tokens to mask.
 
     Args:
-        kind: "cosine": cos(pi/2 u). "arccos": arccos(u) / (pi/2). "uniform": u. "mar": normal with
-            mean 1 and std 0.25 cut to [0.7, 1]. "givt": cos(pi/2 keep), keep uniform in [0, 0.7].
+        kind: "cosine": cos(pi/2 u). "arccos": arccos(u) / (pi/2). "uniform": u. "truncnorm": normal
+            with mean 1 and std 0.25 cut to [0.7, 1]. "givt": cos(pi/2 keep), keep uniform in [0, 0.7].
         shape: [batch], or [batch, blocks] for one ratio per block.
         generator: Source of randomness.
         low: The underlying u is drawn from [low, high]: clipped schedules.
@@ -85,7 +85,7 @@ def mask_ratios(
         return torch.cos(math.pi / 2 * u)
     if kind == "arccos":
         return torch.arccos(u) / (math.pi / 2)
-    if kind == "mar":
+    if kind == "truncnorm":
         return truncated_normal(u, mean=1.0, std=0.25, low=0.7, high=1.0)
     return torch.cos(math.pi / 2 * 0.7 * u) if kind == "givt" else u
 

@@ -53,13 +53,13 @@ def reveal_counts(
         [5, 15, 24, 31, 39, 45, 48, 49]
     """
     check_count("length", length, 0)
+    if length == 0:
+        return []
     check_count("num_steps", num_steps)
     check_one_of("count base", on, BASES)
     if not isinstance(name, str):
         return _checked([int(count) for count in name], length)
     check_one_of("count", name, COUNT_NAMES)
-    if length == 0:
-        return []
     rows = min(num_steps, length)
     if name in CURVES:
         return _checked(_from_curve(name, length, rows, on), length)

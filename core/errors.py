@@ -12,6 +12,8 @@ import math
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+from .messages import explain
+
 
 class BlockloomError(Exception):
     """Base of every error Blockloom raises on purpose.
@@ -96,8 +98,8 @@ def describe(setting: str, value: Any, allowed: str, hint: Any | None = None) ->
         allowed: What would be accepted, in words.
         hint: A value to try, or None.
     """
-    text = f"{setting} is not legal; got {value!r}; allowed {allowed}"
-    return text if hint is None else f"{text}; try {hint!r}"
+    shown = None if hint is None else repr(hint)
+    return explain(f"{setting} is not legal", got=repr(value), allowed=allowed, hint=shown)
 
 
 def check_one_of(setting: str, value: Any, legal: Sequence[Any]) -> None:
@@ -112,7 +114,12 @@ def check_one_of(setting: str, value: Any, legal: Sequence[Any]) -> None:
 
 
 def check_range(
-    setting: str, value: float, low: float = -math.inf, high: float = math.inf, *, open_low=False
+    setting: str,
+    value: Any,
+    low: float | int = -math.inf,
+    high: float | int = math.inf,
+    *,
+    open_low: bool = False,
 ) -> None:
     """Require a finite number inside [low, high], or (low, high] with `open_low`.
 
@@ -123,18 +130,23 @@ def check_range(
     if not fine or (open_low and value == low):
         hint = min(max(value, low), high) if _is_number(value) else None
         shown = hint if hint is not None and math.isfinite(hint) and hint != value else None
-        bracket = "(" if open_low else "["
-        raise UsageError(describe(setting, value, f"{bracket}{low}, {high}]", shown))
+        raise UsageError(describe(setting, value, _interval(low, high, open_low), shown))
 
 
-def check_count(setting: str, value: int, low: int = 1, high: float = math.inf) -> None:
+def _interval(low: float | int, high: float | int, open_low: bool = False) -> str:
+    if math.isinf(high):
+        return f"{'>' if open_low else '>='} {low}" if math.isfinite(low) else "a finite number"
+    return f"{'(' if open_low else '['}{low}, {high}]"
+
+
+def check_count(setting: str, value: Any, low: int = 1, high: float | int = math.inf) -> None:
     """Require a whole number inside [low, high].
 
     Raises:
         UsageError: Not an int, or outside; the message names the nearest bound.
     """
     if not isinstance(value, int) or isinstance(value, bool):
-        raise UsageError(describe(setting, value, f"a whole number in [{low}, {high}]"))
+        raise UsageError(describe(setting, value, f"a whole number, {_interval(low, high)}"))
     check_range(setting, value, low, high)
 
 

@@ -17,7 +17,7 @@ RAMPS = ("constant", "linear", "mar_linear", "cosine_power")
 
 
 def guide(
-    uncond: Float[Tensor, "*shape"], cond: Float[Tensor, "*shape"], scale: float
+    uncond: Float[Tensor, "*shape"], cond: Float[Tensor, "*shape"], scale: float | int
 ) -> Float[Tensor, "*shape"]:
     """Move a prediction away from the unconditional one: uncond + scale * (cond - uncond).
 
@@ -36,7 +36,7 @@ def guide(
 
 
 def guidance_at(
-    ramp: str, scale: float, progress: float, *, start: float = 1.0, power: float = 2.75
+    ramp: str, scale: float | int, progress: float | int, *, start: float = 1.0, power: float = 2.75
 ) -> float:
     """Look up the guidance scale at one moment of a decode.
 

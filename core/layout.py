@@ -241,11 +241,13 @@ class Layout:
         """
         columns = {name: getattr(self, name).tolist() for name in _RECORD_KEYS}
         if not self.is_batched:
-            return [dict(zip(columns, row, strict=True)) for row in zip(*columns.values())]
+            return [
+                dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=False)
+            ]
         return [
             {"batch": item} | dict(zip(columns, row, strict=True))
             for item in range(self.block.shape[0])
-            for row in zip(*(column[item] for column in columns.values()))
+            for row in zip(*(column[item] for column in columns.values()), strict=False)
         ]
 
     @staticmethod

@@ -203,7 +203,9 @@ def _tile_size(block: str, height: int, width: int) -> tuple[int, int]:
     if match is None:
         raise ValueError(f"grid block tile must read 'tile:HxW', got {block!r}; try 'tile:2x2'")
     tile = int(match[1]), int(match[2])
-    legal = tuple(_nearest_divisor(size, want) for size, want in zip((height, width), tile))
+    legal = tuple(
+        _nearest_divisor(size, want) for size, want in zip((height, width), tile, strict=False)
+    )
     if tile != legal:
         raise ValueError(
             f"grid block {block!r} does not divide the grid {height}x{width}; "

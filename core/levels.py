@@ -8,6 +8,7 @@ Invariants: row 0 is all 1, the last row all 0, no block ever rises, every row m
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import torch
 from jaxtyping import Float
@@ -37,21 +38,21 @@ class LevelRow:
     finished: tuple[int, ...]
 
 
-def check_levels(levels: Sequence[float]) -> list[float]:
+def check_levels(levels: Sequence[float | int]) -> list[float]:
     """Require a per-block level list that falls strictly from 1 to 0.
 
     Raises:
         UsageError: It does not.
     """
     values = [float(level) for level in levels]
-    falls = all(a > b for a, b in zip(values, values[1:]))
+    falls = all(a > b for a, b in pairwise(values))
     if len(values) < 2 or values[0] != 1.0 or values[-1] != 0.0 or not falls:
         raise UsageError(describe("levels", values, "a list that falls strictly from 1 to 0"))
     return values
 
 
 def diagonal(
-    levels: Sequence[float], num_blocks: int, delay: int = 1
+    levels: Sequence[float | int], num_blocks: int, delay: int = 1
 ) -> Float[Tensor, "rows blocks"]:
     """Start block b `delay` rows after block b - 1; delay 1 is the pyramid.
 
@@ -78,7 +79,7 @@ def diagonal(
     return table[step.clamp(0, num_steps)]
 
 
-def flat(levels: Sequence[float], num_blocks: int) -> Float[Tensor, "rows blocks"]:
+def flat(levels: Sequence[float | int], num_blocks: int) -> Float[Tensor, "rows blocks"]:
     """Move all blocks together: S + 1 rows.
 
     Args:
@@ -88,7 +89,7 @@ def flat(levels: Sequence[float], num_blocks: int) -> Float[Tensor, "rows blocks
     return diagonal(levels, num_blocks, 0)
 
 
-def staircase(levels: Sequence[float], num_blocks: int) -> Float[Tensor, "rows blocks"]:
+def staircase(levels: Sequence[float | int], num_blocks: int) -> Float[Tensor, "rows blocks"]:
     """Finish one block before the next begins: S * num_blocks + 1 rows.
 
     Args:
@@ -98,7 +99,9 @@ def staircase(levels: Sequence[float], num_blocks: int) -> Float[Tensor, "rows b
     return diagonal(levels, num_blocks, len(levels) - 1)
 
 
-def sliding(levels: Sequence[float], num_blocks: int, window: int) -> Float[Tensor, "rows blocks"]:
+def sliding(
+    levels: Sequence[float | int], num_blocks: int, window: int
+) -> Float[Tensor, "rows blocks"]:
     """Keep at most `window` blocks in flight, evenly spread over the levels.
 
     Args:
@@ -144,7 +147,7 @@ def level_rows(matrix: Float[Tensor, "rows blocks"]) -> list[LevelRow]:
     table = matrix.tolist()
     steps = [0] * matrix.shape[1]
     rows = []
-    for index, (before, after) in enumerate(zip(table, table[1:])):
+    for index, (before, after) in enumerate(pairwise(table)):
         moved = tuple(b for b in range(len(before)) if after[b] != before[b])
         rows.append(
             LevelRow(

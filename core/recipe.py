@@ -108,7 +108,7 @@ class ScheduleSpec(_Section):
 
     steps: int = Field(8, ge=1, le=1000)
     count: str = "cosine"
-    on: Literal["remaining", "counts", "revealed"] = "remaining"
+    basis: Literal["remaining", "counts", "revealed"] = "remaining"
     order: str = "confidence"
     accept: str = "top_n"
     threshold: float = Field(0.9, gt=0.0, le=1.0)

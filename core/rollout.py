@@ -185,7 +185,7 @@ class Rollout:
             self._pass(rows, sum(r.num_tokens for r in rows))
         self.context += rows
 
-    def _predict_rows(self, block: int, **how: Any) -> Tensor:
+    def predict_rows(self, block: int, **how: Any) -> Tensor:
         """Run the rows that predict a block, with pending rows riding in front where allowed."""
         plan = self.plan
         noisy = [] if plan.shift else [plan.noisy_rows(block)]
@@ -200,7 +200,7 @@ class Rollout:
             self._evict(block)
         return hidden[:, -1:] if plan.shift else hidden[:, count:]
 
-    def _finish(self, block: int) -> Iterator[Event]:
+    def finish(self, block: int) -> Iterator[Event]:
         """Queue the clean rows of a finished block and drop what no later row can see."""
         plan = self.plan
         last = block == plan.num_blocks - 1
@@ -236,7 +236,7 @@ class Rollout:
                         yield self._event("done", "done", block, interrupted=True)
                         return
                     yield event
-            yield from self._finish(block)
+            yield from self.finish(block)
         yield self._event("done", "done", self.plan.num_blocks - 1, interrupted=False)
 
     def _unmask(self, block: int) -> Iterator[Event | None]:
@@ -250,7 +250,7 @@ class Rollout:
             if self.should_stop():
                 yield None
                 return
-            hidden = self._predict_rows(block)
+            hidden = self.predict_rows(block)
             drawn = self.decoder.draw(hidden, row, self.generators, source)
             is_masked = ~self.is_known[:, source]
             accepted = scheduler.select(row, is_masked, drawn.stats, rank, self.generators)
@@ -279,7 +279,7 @@ class Rollout:
                 yield None
                 return
             x = torch.where(given, scheduler.add_noise(clean, noise, row.level), x)
-            hidden = self._predict_rows(block, block_values=x, level=row.level)
+            hidden = self.predict_rows(block, block_values=x, level=row.level)
             x = scheduler.step(self.decoder.predict(hidden, row), row, x, self.generators)
             if row.is_last:
                 x = torch.where(given, clean, x)

@@ -23,7 +23,7 @@ def schedule_settings(recipe: Recipe) -> dict[str, Any]:
         return common | {
             "kind": "unmask",
             "count": spec.count,
-            "on": spec.on,
+            "on": spec.basis,
             "order": spec.order,
             "accept": spec.accept,
             "threshold": spec.threshold,

@@ -43,8 +43,8 @@ def head_settings(recipe: Recipe) -> dict[str, Any]:
             "steps": head.steps,
             "solver": head.solver,
         },
-        "shortcut": mlp | {"steps": head.steps, "bootstrap": head.bootstrap},
-        "gmm": {"mixtures": head.mixtures},
+        "shortcut": mlp | {"draws": head.draws, "steps": head.steps, "bootstrap": head.bootstrap},
+        "gmm": {"num_mixtures": head.mixtures},
     }
     return {"kind": head.kind} | settings[head.kind]
 

@@ -7,6 +7,7 @@ Invariants: every block runs on a fresh solver, so no history crosses a block bo
 from 1 to 0. With noise prediction, level = (t + 1) / T for the T training times t = 0 .. T-1.
 """
 
+import warnings
 from collections.abc import Sequence
 from typing import Any
 
@@ -90,7 +91,10 @@ class Multistep(LevelScheduler):
             use_flow_sigmas=flow,
             flow_shift=config.shift if flow else 1.0,
         )
-        inner.set_timesteps(num_steps)
+        with warnings.catch_warnings():
+            # diffusers hands tensors to numpy the old way; nothing a user could change.
+            warnings.filterwarnings("ignore", "__array__ implementation", DeprecationWarning)
+            inner.set_timesteps(num_steps)
         return inner
 
     def levels(self, num_steps: int | None = None) -> list[float]:

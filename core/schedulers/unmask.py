@@ -67,8 +67,8 @@ class UnmaskScheduler(BlockScheduler):
         first_k: Only the first k masked slots are candidates; 0 = all.
         temperature: Sampling temperature of codes on the first row.
         temperature_end: On the last row, linear in between; None = constant.
-        top_k: Codes kept before sampling; 0 = all.
-        top_p: Nucleus mass; 1 = all.
+        top_k: Codes kept before sampling; None = all.
+        top_p: Nucleus mass; None = all.
         conf_from: Statistics before ("raw") or after ("filtered") the sampling filters.
         choice_temperature: Gumbel noise on the order, at the start.
         choice_ramp: "linear" 1 - (i+1)/N (MaskGIT), "linspace" 1 - i/(N-1) (aMUSEd, MaskGIL) or
@@ -101,8 +101,8 @@ class UnmaskScheduler(BlockScheduler):
         first_k: int = 0,
         temperature: float = 1.0,
         temperature_end: float | None = None,
-        top_k: int = 0,
-        top_p: float = 1.0,
+        top_k: int | None = None,
+        top_p: float | None = None,
         conf_from: str = "raw",
         choice_temperature: float = 0.0,
         choice_ramp: str = "linear",
@@ -358,7 +358,7 @@ class UnmaskScheduler(BlockScheduler):
             model_output,
             generators,
             row.temperature,
-            self.config.top_k or None,
+            self.config.top_k,
             self.config.top_p,
             conf_from=self.config.conf_from,
             banned_ids=banned,

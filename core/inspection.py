@@ -1,0 +1,127 @@
+"""What a recipe looks like: its layout, mask, schedule and cache log as plain data.
+
+Nothing here runs a model. Where the order depends on the model, seeded random scores stand in, so
+that the plan can be looked at before anything is trained.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from .attention import Lowered
+from .cache import CacheView, KVCache
+from .layout import Layout
+from .plan import DecodePlan, build_plan, grid_of
+from .recipe import Recipe
+from .rollout import Draw, Rollout
+from .sampling import TokenStats, item_generator, per_item_rand
+from .schedule import scheduler_of
+from .schedulers.base import Row
+
+
+class RandomDecoder:
+    """Stands in for a model: no layers, seeded random confidence."""
+
+    def __init__(self, per_level: bool) -> None:
+        self._per_level = per_level
+
+    @property
+    def per_level(self) -> bool:
+        """Whether the recipe denoises blocks (then values are zeros of one channel)."""
+        return self._per_level
+
+    def new_cache(self, plan: DecodePlan, batch: int) -> KVCache:
+        """Make a cache that keeps attributes and the log only."""
+        return KVCache(
+            num_layers=0, batch=batch, capacity=plan.capacity(), num_kv_heads=1, head_dim=2,
+            num_axes=plan.content.num_axes,
+        )  # fmt: skip
+
+    def forward(
+        self, values: Tensor, is_masked: Tensor, layout: Layout, level: Tensor, lowered: Lowered,
+        view: CacheView | None,
+    ) -> Tensor:  # fmt: skip
+        """Return zeros of the right shape."""
+        return torch.zeros(values.shape[0], layout.num_tokens, 1)
+
+    def draw(
+        self, hidden: Tensor, row: Row, generators: Sequence[torch.Generator], source: Tensor
+    ) -> Draw:
+        """Draw code 0 everywhere with random confidence."""
+        batch, count = hidden.shape[:2]
+        score = per_item_rand((count,), generators)
+        entropy = -torch.log(score.clamp_min(1e-6))
+        return Draw(torch.zeros(batch, count, 1).long(), TokenStats(score, score, score, entropy))
+
+    def predict(self, hidden: Tensor, row: Row) -> Tensor:
+        """Predict nothing."""
+        return torch.zeros_like(hidden)
+
+
+def plan_of(recipe: Recipe, length: int) -> DecodePlan:
+    """Lay out a recipe for `length` picture tokens on the most square grid."""
+    return build_plan(recipe, *grid_of(length))
+
+
+def layout_records(recipe: Recipe, length: int) -> list[dict[str, Any]]:
+    """List every row of the training layout as plain numbers."""
+    return plan_of(recipe, length).training_layout().records()
+
+
+def mask_matrix(recipe: Recipe, length: int) -> tuple[np.ndarray, list[dict[str, Any]]]:
+    """Return the boolean matrix [queries, keys] of the training layout and its row records.
+
+    True = the query may attend the key.
+    """
+    plan = plan_of(recipe, length)
+    layout = plan.training_layout()
+    return plan.table.visible(layout, layout).numpy(), layout.records()
+
+
+def _random_rollout(recipe: Recipe, length: int, seed: int) -> Rollout:
+    plan = plan_of(recipe, length)
+    per_level = recipe.head.kind == "patch"
+    values = torch.zeros(1, plan.num_slots, 1)
+    return Rollout(
+        plan, RandomDecoder(per_level), scheduler_of(recipe),
+        values=values if per_level else values.long(),
+        is_known=torch.zeros(1, plan.num_slots, dtype=torch.bool),
+        generators=[item_generator(seed, 0)],
+    )  # fmt: skip
+
+
+def schedule_rows(recipe: Recipe, length: int, seed: int = 0) -> list[dict[str, Any]]:
+    """List the rows of a decode: what is predicted, accepted (in the order taken), at which level.
+
+    Positions are data slots (raster index in picture recipes).
+    """
+    rollout, rows = _random_rollout(recipe, length, seed), []
+    for event in rollout.events():
+        if event.kind != "row":
+            continue
+        data = event.data
+        source = data["sources"]
+        rows.append(
+            {
+                "block": event.block,
+                "row": data["row"],
+                "predicted": source[data["predicted"][0]].tolist(),
+                "accepted": source[data["accepted"][0]].tolist(),
+                "level": data["level"],
+                "level_next": data["level_next"],
+                "guidance": data["guidance"],
+                "temperature": data["temperature"],
+            }
+        )
+    return rows
+
+
+def cache_log(recipe: Recipe, length: int) -> list[dict[str, Any]]:
+    """List every write, commit and evict of a decode; [] when the recipe keeps no cache."""
+    rollout = _random_rollout(recipe, length, seed=0)
+    for _ in rollout.events():
+        pass
+    return [] if rollout.cache is None else rollout.cache.log

@@ -1,0 +1,108 @@
+"""Numeric proof that a cached decode equals the masked training forward.
+
+The theorem (docs/theorem.md) says when they agree; here they are run side by side on the same
+contents: one masked forward over the training layout against the passes of a teacher-forced decode.
+It knows no models: a `Decoder` runs both sides.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Bool
+from torch import Tensor
+
+from .layout import Copy, Layout
+from .lowering import lower
+from .plan import DecodePlan
+from .rollout import Decoder, Rollout
+from .sampling import item_generator
+
+
+@dataclass(frozen=True)
+class Parity:
+    """Result of a side-by-side run.
+
+    `max_error` is the largest absolute difference of hidden states; `num_rows` how many rows were
+    compared; `scale` the largest absolute hidden state, so that an error can be read in proportion.
+    """
+
+    max_error: float
+    num_rows: int
+    scale: float
+
+
+@dataclass(frozen=True)
+class Contents:
+    """Teacher-forced contents: what every row holds.
+
+    `values` [batch, slots, ...] are the clean tokens; `is_masked` the slots hidden in noisy rows;
+    `noisy` the noisy latents of recipes that denoise (None otherwise) and `level` their level.
+    """
+
+    values: Tensor
+    is_masked: Bool[Tensor, "batch slots"]
+    noisy: Tensor | None = None
+    level: float = 0.5
+
+
+def training_forward(plan: DecodePlan, decoder: Decoder, contents: Contents) -> tuple[Layout, Tensor]:
+    """Run the masked forward over the training layout; returns its rows and hidden states."""
+    layout = plan.training_layout()
+    source = layout.source.clamp_min(0)
+    is_noisy = layout.copy == Copy.NOISY
+    values, is_masked = contents.values[:, source], contents.is_masked[:, source] & is_noisy
+    level = is_masked.float()
+    if contents.noisy is not None:
+        values = torch.where(is_noisy[:, None], contents.noisy[:, source], values)
+        is_masked = torch.zeros_like(is_masked)
+        level = torch.where(is_noisy, contents.level, 0.0).expand(is_masked.shape).float()
+    lowered = lower(plan.table, layout, layout, backend="dense")
+    return layout, decoder.forward(values, is_masked, layout, level, lowered, None)
+
+
+def decode_forward(
+    plan: DecodePlan, decoder: Decoder, contents: Contents, *, use_cache: bool = True
+) -> list[tuple[Layout, Tensor]]:
+    """Run the passes of a decode over the same contents; returns the rows and states of each."""
+    passes: list[tuple[Layout, Tensor]] = []
+    batch = len(contents.values)
+    rollout = Rollout(
+        plan, decoder, None, values=contents.values, is_known=~contents.is_masked,
+        generators=[item_generator(0, i) for i in range(batch)], use_cache=use_cache,
+        record=lambda rows, hidden: passes.append((rows, hidden)),
+    )  # fmt: skip
+    for block in range(plan.num_blocks):
+        source = plan.sources(block)
+        how = {}
+        if contents.noisy is not None:
+            how = {"block_values": contents.noisy[:, source], "level": contents.level}
+        rollout.predict_rows(block, **how)
+        rollout.is_known[:, source] = True
+        for _ in rollout.finish(block):
+            pass
+    return passes
+
+
+def compare(plan: DecodePlan, decoder: Decoder, contents: Contents) -> Parity:
+    """Compare every row of every decode pass with the same row of the training forward.
+
+    Rows are matched by (copy, rank in compute order); a shifted recipe's last token, which training
+    leaves out, is not compared.
+    """
+    layout, trained = training_forward(plan, decoder, contents)
+    place = {key: row for row, key in enumerate(_keys(layout))}
+    worst, count = 0.0, 0
+    for rows, hidden in decode_forward(plan, decoder, contents):
+        for at, key in enumerate(_keys(rows)):
+            if key not in place:
+                continue
+            difference = hidden[:, at] - trained[: len(hidden), place[key]]
+            error = float(difference.abs().max())
+            # A NaN must not hide behind max(): it is the worst error of all.
+            worst = float("inf") if error != error else max(worst, error)
+            count += 1
+    return Parity(worst, count, float(trained.abs().max()))
+
+
+def _keys(layout: Layout) -> list[tuple[int, int]]:
+    return list(zip(layout.copy.tolist(), layout.order.tolist(), strict=True))
