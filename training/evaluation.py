@@ -1,0 +1,353 @@
+"""Measure pictures: reconstruction, prompt retrieval and its caption-only baseline.
+
+Works on numpy arrays and never downloads anything. It does not know models or pipelines: the
+caller generates the pictures. Invariant: every result is a plain JSON dictionary that names the
+descriptor it was measured with, so numbers of different descriptors cannot be mixed.
+
+Prompt retrieval asks: among all pictures of the wanted style, is the wanted one nearest to the
+generated one? Pictures are compared by the L2 distance of their 16x16 area means in RGB.
+"""
+
+import math
+from collections import Counter
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from einops import reduce
+from numpy.typing import NDArray
+
+from ..core.errors import DataError
+from ..models.text import split_words
+
+Images = NDArray[np.uint8]
+DESCRIPTOR = "rgb-16x16-area-mean-l2"
+DESCRIPTOR_SIDE = 16
+RECALLS = (1, 5, 10)
+Z_95 = 1.959963984540054
+PSNR_LIMIT_DB = 100.0
+
+
+def check_images(name: str, images: Images) -> None:
+    """Refuse anything but a non-empty stack of RGB pictures.
+
+    Args:
+        name: What the array is called in the message.
+        images: Array to check.
+
+    Raises:
+        DataError: Not uint8 [items, height, width, 3], or no items.
+    """
+    if images.dtype != np.uint8 or images.ndim != 4 or images.shape[-1] != 3 or not len(images):
+        raise DataError(
+            f"{name} must be uint8 [items, height, width, 3] with at least one item, got "
+            f"{images.dtype} {list(images.shape)}"
+        )
+
+
+def area_means(images: Images, side: int) -> NDArray[np.float32]:
+    """Shrink pictures to side x side by averaging equal areas.
+
+    Args:
+        images: uint8 [items, height, width, 3]; both extents must be multiples of `side`.
+        side: Cells per axis.
+
+    Returns:
+        float32 [items, side * side * 3] in [0, 1], raster order, channels last.
+
+    Raises:
+        DataError: Wrong array, or an extent that does not split evenly.
+    """
+    check_images("images", images)
+    height, width = images.shape[1:3]
+    if height % side or width % side:
+        raise DataError(
+            f"pictures of {height}x{width} do not split into {side}x{side} equal cells; "
+            f"use extents that are multiples of {side}"
+        )
+    pattern = "n (h p) (w q) c -> n (h w c)"
+    # Row by row in float64 would cost eight times the memory; float32 sums of < 2^24 are exact.
+    sums = reduce(images.astype(np.float32), pattern, "sum", h=side, w=side)
+    return sums / np.float32(255 * (height // side) * (width // side))
+
+
+def psnr(original: Images, reconstructed: Images) -> dict[str, Any]:
+    """Measure the peak signal-to-noise ratio of reconstructions.
+
+    Args:
+        original: uint8 [items, height, width, 3].
+        reconstructed: Same shape.
+
+    Returns:
+        `psnr_db`: mean over pictures, each capped at 100 dB; `psnr_of_mean_error_db`: of the
+        pooled squared error; `num_images`.
+
+    Raises:
+        DataError: Wrong arrays or different shapes.
+    """
+    check_images("original", original)
+    check_images("reconstructed", reconstructed)
+    if original.shape != reconstructed.shape:
+        raise DataError(
+            f"original and reconstructed differ in shape: {list(original.shape)} and "
+            f"{list(reconstructed.shape)}"
+        )
+    errors = [
+        np.square(a.astype(np.float64) - b.astype(np.float64)).mean() / 255**2
+        for a, b in zip(original, reconstructed, strict=True)
+    ]
+    return {
+        "psnr_db": float(np.mean([_decibel(error) for error in errors])),
+        "psnr_of_mean_error_db": _decibel(float(np.mean(errors))),
+        "num_images": len(original),
+    }
+
+
+def _decibel(error: float) -> float:
+    """Turn a squared error relative to the peak into dB, capped so that JSON can hold it."""
+    return min(PSNR_LIMIT_DB, -10 * math.log10(max(error, 1e-30)))
+
+
+def wilson_interval(hits: float, trials: int) -> tuple[float, float]:
+    """Return the 95 % Wilson interval of a proportion.
+
+    Args:
+        hits: Successes, in [0, trials]; may be fractional when ties are averaged.
+        trials: Independent trials, at least 1.
+
+    Returns:
+        Lower and upper end in [0, 1].
+
+    Source: Wilson (1927), without continuity correction.
+    """
+    share, z2 = hits / trials, Z_95**2
+    centre = share + z2 / (2 * trials)
+    half = Z_95 * math.sqrt(share * (1 - share) / trials + z2 / (4 * trials**2))
+    low, high = (centre - half) / (1 + z2 / trials), (centre + half) / (1 + z2 / trials)
+    return (0.0 if hits == 0 else low, 1.0 if hits == trials else high)
+
+
+def bootstrap_interval(
+    values: NDArray[np.float64], clusters: Sequence[Any], *, draws: int = 2000, seed: int = 0
+) -> tuple[float, float]:
+    """Return the 95 % percentile interval of a mean when values come in dependent clusters.
+
+    Pictures of one name in several styles succeed or fail together, so whole names are resampled.
+
+    Args:
+        values: One number per item.
+        clusters: Cluster label of every item.
+        draws: Resamples.
+        seed: Seed of the resampling.
+
+    Returns:
+        Lower and upper end.
+    """
+    _, index = np.unique(np.asarray(clusters), return_inverse=True)
+    totals = np.bincount(index, weights=values)
+    counts = np.bincount(index).astype(np.float64)
+    picks = np.random.default_rng(seed).integers(0, len(counts), size=(draws, len(counts)))
+    means = totals[picks].sum(axis=1) / counts[picks].sum(axis=1)
+    return float(np.quantile(means, 0.025)), float(np.quantile(means, 0.975))
+
+
+def target_ranks(
+    generated: Images,
+    target_index: Sequence[int],
+    gallery: Images,
+    gallery_style: Sequence[Any] | None = None,
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Rank the right picture among all gallery pictures of its style.
+
+    Args:
+        generated: uint8 [items, height, width, 3].
+        target_index: Gallery number of the right picture of every item.
+        gallery: uint8 [pictures, height, width, 3], any extent that is a multiple of 16.
+        gallery_style: Style of every gallery picture; None puts all into one style.
+
+    Returns:
+        Rank of the right picture, 1 = nearest (pictures at exactly the same distance count
+        against it), and the number of candidates; both int64 [items].
+
+    Raises:
+        DataError: Arrays of the wrong kind or lengths that do not fit.
+    """
+    target = np.asarray(target_index, dtype=np.int64)
+    style = np.zeros(len(gallery), np.int64) if gallery_style is None else np.asarray(gallery_style)
+    if len(target) != len(generated) or len(style) != len(gallery):
+        raise DataError(
+            f"{len(generated)} generated pictures with {len(target)} targets and {len(gallery)} "
+            f"gallery pictures with {len(style)} styles do not fit together"
+        )
+    if target.min() < 0 or target.max() >= len(gallery):
+        raise DataError(
+            f"target_index spans {target.min()}..{target.max()}; legal values are "
+            f"0..{len(gallery) - 1}"
+        )
+    queries = area_means(generated, DESCRIPTOR_SIDE).astype(np.float64)
+    shelves = area_means(gallery, DESCRIPTOR_SIDE).astype(np.float64)
+    ranks, sizes = np.empty(len(target), np.int64), np.empty(len(target), np.int64)
+    for row, (query, right) in enumerate(zip(queries, target, strict=True)):
+        candidates = np.flatnonzero(style == style[right])
+        distance = np.square(shelves[candidates] - query).sum(axis=1)
+        ranks[row] = (distance <= distance[candidates == right]).sum()
+        sizes[row] = len(candidates)
+    return ranks, sizes
+
+
+def retrieval(
+    generated: Images,
+    target_index: Sequence[int],
+    gallery: Images,
+    gallery_style: Sequence[Any] | None = None,
+    clusters: Sequence[Any] | None = None,
+) -> dict[str, Any]:
+    """Measure how often the generated picture is nearest to the picture its prompt names.
+
+    Args:
+        generated: uint8 [items, height, width, 3].
+        target_index: Gallery number of the picture each prompt names.
+        gallery: All pictures, of training and held-out names alike.
+        gallery_style: Style of every gallery picture; only the prompt's style competes.
+        clusters: Label of dependent items (the name), for a bootstrap over clusters; None assumes
+            independent items and gives Wilson intervals.
+
+    Returns:
+        JSON dictionary: for k in 1, 5, 10 `recall_at_k`, its 95 % interval and the chance level;
+        `median_rank`, `mean_candidates`, `num_items`, descriptor and interval names.
+
+    Raises:
+        DataError: Arrays of the wrong kind or lengths that do not fit.
+    """
+    ranks, sizes = target_ranks(generated, target_index, gallery, gallery_style)
+    hits = {k: (ranks <= k).astype(np.float64) for k in RECALLS}
+    result = _recall_report(hits, sizes, clusters)
+    return result | {"median_rank": float(np.median(ranks))}
+
+
+def _recall_report(
+    hits: dict[int, NDArray[np.float64]],
+    sizes: NDArray[np.int64],
+    clusters: Sequence[Any] | None,
+) -> dict[str, Any]:
+    """Turn hits per item, possibly fractional, into recalls with intervals and chance levels."""
+    num_items = len(sizes)
+    if clusters is not None and len(clusters) != num_items:
+        raise DataError(f"{len(clusters)} cluster labels for {num_items} items")
+    result: dict[str, Any] = {
+        "descriptor": DESCRIPTOR,
+        "interval": "wilson-95" if clusters is None else "cluster-bootstrap-95",
+        "num_items": num_items,
+        "mean_candidates": float(sizes.mean()),
+    }
+    for k, values in hits.items():
+        if clusters is None:
+            interval = wilson_interval(float(values.sum()), num_items)
+        else:
+            interval = bootstrap_interval(values, clusters)
+        result[f"recall_at_{k}"] = float(values.mean())
+        result[f"recall_at_{k}_interval"] = list(interval)
+        result[f"chance_at_{k}"] = float(np.minimum(k / sizes, 1.0).mean())
+    return result
+
+
+def nearest_captions(
+    queries: Sequence[str], captions: Sequence[str]
+) -> list[tuple[float, NDArray[np.int64]]]:
+    """Find the captions most similar to each query; all that tie for the best are returned.
+
+    Similarity is the cosine between sets of words weighted by log((1 + n) / (1 + df)), where df
+    counts the captions that hold the word: rare words (the name) outweigh common ones (the style).
+
+    Args:
+        queries: Captions to look up.
+        captions: Captions to search.
+
+    Returns:
+        For every query the similarity in [0, 1] and the ascending numbers of the tied captions.
+
+    Raises:
+        DataError: Nothing to search.
+    """
+    if not captions:
+        raise DataError("no captions to search; pass at least one training caption")
+    words = [frozenset(split_words(caption)) for caption in captions]
+    count = Counter(word for bag in words for word in bag)
+    weight = {word: math.log((1 + len(captions)) / (1 + n)) ** 2 for word, n in count.items()}
+    unseen = math.log(1 + len(captions)) ** 2
+    norms = np.array([math.sqrt(sum(weight[word] for word in bag)) for bag in words])
+    holders: dict[str, list[int]] = {}
+    for number, bag in enumerate(words):
+        for word in bag:
+            holders.setdefault(word, []).append(number)
+    return [_best_matches(query, holders, weight, unseen, norms) for query in queries]
+
+
+def _best_matches(
+    query: str,
+    holders: dict[str, list[int]],
+    weight: dict[str, float],
+    unseen: float,
+    norms: NDArray[np.float64],
+) -> tuple[float, NDArray[np.int64]]:
+    """Score one query against all captions through the inverted index."""
+    bag = sorted(set(split_words(query)))
+    dots = np.zeros(len(norms))
+    for word in bag:
+        dots[holders.get(word, [])] += weight.get(word, 0.0)
+    norm = math.sqrt(sum(weight.get(word, unseen) for word in bag))
+    scores = dots / np.maximum(norms * norm, 1e-12)
+    # Ties are exact in theory; sums in another order differ in the last bits.
+    return float(scores.max()), np.flatnonzero(scores >= scores.max() - 1e-9)
+
+
+def caption_baseline(
+    queries: Sequence[str],
+    target_index: Sequence[int],
+    train_captions: Sequence[str],
+    train_images: Images,
+    gallery: Images,
+    gallery_style: Sequence[Any] | None = None,
+    *,
+    clusters: Sequence[Any] | None = None,
+) -> dict[str, Any]:
+    """Measure retrieval when the answer is the training picture with the nearest caption.
+
+    For a held-out pair of name and style this is the same name in another style. Where several
+    captions tie, the hits are averaged over them. A generator that only copies by caption cannot
+    beat this number.
+
+    Args:
+        queries: Prompts.
+        target_index: Gallery number of the picture each prompt names.
+        train_captions: Captions the model was trained on.
+        train_images: Their pictures, uint8 [captions, height, width, 3].
+        gallery: As in `retrieval`.
+        gallery_style: As in `retrieval`.
+        clusters: As in `retrieval`.
+
+    Returns:
+        JSON dictionary as from `retrieval`, plus `mean_ties`, `mean_similarity` and `baseline`.
+
+    Raises:
+        DataError: Arrays of the wrong kind or lengths that do not fit.
+    """
+    if len(queries) != len(target_index) or len(train_captions) != len(train_images):
+        raise DataError(
+            f"{len(queries)} queries with {len(target_index)} targets and {len(train_captions)} "
+            f"captions with {len(train_images)} pictures do not fit together"
+        )
+    found = nearest_captions(queries, train_captions)
+    ties = [numbers for _, numbers in found]
+    owner = np.repeat(np.arange(len(queries)), [len(numbers) for numbers in ties])
+    shown = train_images[np.concatenate(ties)]
+    targets = np.asarray(target_index, dtype=np.int64)[owner]
+    ranks, sizes = target_ranks(shown, targets, gallery, gallery_style)
+    count = np.bincount(owner)
+    hits = {k: np.bincount(owner, weights=ranks <= k) / count for k in RECALLS}
+    first = np.searchsorted(owner, np.arange(len(queries)))
+    return _recall_report(hits, sizes[first], clusters) | {
+        "baseline": "nearest-training-caption-idf-cosine",
+        "mean_ties": float(count.mean()),
+        "mean_similarity": float(np.mean([score for score, _ in found])),
+    }
