@@ -9,7 +9,6 @@ from collections.abc import Mapping
 from typing import Any
 
 from ..errors import check_one_of
-from ..recipe import ScheduleSpec
 from .base import BlockScheduler
 from .flow import FlowEuler, Renoise
 from .multistep import Multistep
@@ -92,39 +91,3 @@ def build_scheduler(config: Mapping[str, Any]) -> BlockScheduler:
         check_one_of("scheduler preset", preset, tuple(UNMASK_PRESETS))
         settings = {**UNMASK_PRESETS[preset], **settings}
     return SCHEDULERS[kind].from_config(settings)
-
-
-_UPDATES = {
-    "euler": ("flow_euler", {}),
-    "renoise": ("renoise", {}),
-    "dpm": ("multistep", {"solver": "dpm"}),
-    "unipc": ("multistep", {"solver": "unipc"}),
-}
-
-
-def scheduler_from_spec(
-    spec: ScheduleSpec, *, prediction_type: str | None = None
-) -> BlockScheduler:
-    """Build the scheduler a recipe's schedule section describes.
-
-    Args:
-        spec: The schedule section.
-        prediction_type: What the patch head predicts, "velocity" or "eps"; None means that slots
-            are unmasked.
-
-    Raises:
-        UsageError: A setting outside its range, or an update that cannot run the prediction.
-    """
-    shared = {
-        "num_steps": spec.steps,
-        "guidance_scale": spec.guidance_scale,
-        "guidance_ramp": spec.guidance_ramp,
-    }
-    if prediction_type is not None:
-        kind, solver = _UPDATES[spec.update]
-        flow = {"shift": spec.level_shift, "prediction_type": prediction_type}
-        return build_scheduler({"kind": kind, **shared, **flow, **solver})
-    same = ("count", "on", "order", "accept", "threshold", "gamma", "temperature")
-    more = ("choice_temperature", "top_k", "top_p")
-    settings = {key: getattr(spec, key) for key in (*same, *more)}
-    return build_scheduler({"kind": "unmask", **shared, **settings})
