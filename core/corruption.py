@@ -3,12 +3,14 @@
 What it is: mask-ratio distributions, exact-count and independent masks per item or per block, the
 order-agnostic objective's times and weights, span and segment sampling, noise levels.
 What it does not know: models, losses, layouts' copies.
-Invariants: everything random takes a `torch.Generator` and lives on its device; the result is a
-function of the generator's state and the arguments only.
+Invariants: everything random takes a `torch.Generator` and is drawn on its device; masks follow the
+device of the tensors they mask; the result is a function of the generator's state and the
+arguments only.
 """
 
 import math
 from collections.abc import Sequence
+from itertools import pairwise
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -61,8 +63,9 @@ def mask_ratios(
     """Draw the fraction of tokens to mask.
 
     Args:
-        kind: "cosine": cos(pi/2 u). "arccos": arccos(u) / (pi/2). "uniform": u. "truncnorm": normal
-            with mean 1 and std 0.25 cut to [0.7, 1]. "givt": cos(pi/2 keep), keep uniform in [0, 0.7].
+        kind: "cosine": cos(pi/2 u). "arccos": arccos(u) / (pi/2). "uniform": u. "truncnorm": a
+            normal with mean 1 and std 0.25 cut to [0.7, 1]. "givt": cos(pi/2 keep) with keep
+            uniform in [0, 0.7].
         shape: [batch], or [batch, blocks] for one ratio per block.
         generator: Source of randomness.
         low: The underlying u is drawn from [low, high]: clipped schedules.
@@ -125,7 +128,7 @@ def bernoulli_mask(
     block, chosen = _expand_blocks(ratio, block, is_maskable)
     chance = ratio.gather(1, block)
     draw = torch.rand(block.shape, generator=generator, device=generator.device)
-    return chosen & (draw < chance)
+    return chosen & (draw.to(chance.device) < chance)
 
 
 def exact_mask(
@@ -176,9 +179,9 @@ def _expand_blocks(
 
 def _rank_in_block(block: Tensor, chosen: Tensor, generator: torch.Generator) -> Tensor:
     """Give the chosen tokens of every block random distinct ranks 0, 1, ...; others rank last."""
-    keys = torch.rand(
-        block.shape, generator=generator, device=generator.device, dtype=torch.float64
-    )
+    size, device = block.shape, generator.device
+    keys = torch.rand(size, generator=generator, device=device, dtype=torch.float64)
+    keys = keys.to(block.device)
     # Whole part: block; fraction: random for chosen tokens below 1/2, the others above.
     order = (block + keys / 2 + (~chosen) * 0.5).argsort(dim=-1)
     sorted_block = block.gather(-1, order).contiguous()
@@ -288,7 +291,7 @@ def segment_sizes(length: int, generator: torch.Generator, decay: float = 0.9) -
     num_cuts = min(int(torch.searchsorted(cumulative, draw, right=True)), length - 1)
     places = torch.randperm(length - 1, generator=generator, device=generator.device)
     cuts = sorted((places[:num_cuts] + 1).tolist())
-    return [end - start for start, end in zip([0, *cuts], [*cuts, length])]
+    return [end - start for start, end in pairwise([0, *cuts, length])]
 
 
 def segment_weights(sizes: Sequence[int], first_weight: float = 2.0) -> Float[Tensor, " tokens"]:

@@ -9,6 +9,7 @@ more rows than masks; curve arithmetic is float64.
 
 import math
 from collections.abc import Sequence
+from itertools import pairwise
 
 import torch
 from jaxtyping import Float, Int
@@ -96,7 +97,7 @@ def _from_curve(name: str, length: int, rows: int, on: str) -> list[int]:
         # At least one slot for this row and one for each row still to come.
         remaining.append(min(max(left, rows - 1 - i), before - 1))
     remaining[-1] = 0
-    return [a - b for a, b in zip([length, *remaining], remaining)]
+    return [a - b for a, b in pairwise([length, *remaining])]
 
 
 def _proportional(weights: list[float], length: int) -> list[int]:
@@ -274,5 +275,5 @@ def starts_to_counts(starts: Sequence[int], length: int) -> list[int]:
     """
     if not starts or starts[0] != 0:
         raise UsageError(describe("row starts", list(starts), "a list that begins with 0"))
-    ends = [*starts[1:], length]
-    return _checked([end - start for start, end in zip(starts, ends)], length)
+    edges = [*starts, length]
+    return _checked([end - start for start, end in pairwise(edges)], length)

@@ -168,8 +168,10 @@ def check_shape(setting: str, shape: Sequence[int], expected: Sequence[int | Non
         UsageError: Number of axes or an extent differs.
     """
     given = tuple(shape)
-    fits = len(given) == len(expected)
-    if not fits or any(want is not None and want != got for want, got in zip(expected, given)):
+    fits = len(given) == len(expected) and all(
+        want is None or want == got for want, got in zip(expected, given, strict=True)
+    )
+    if not fits:
         wanted = "[" + ", ".join("any" if want is None else str(want) for want in expected) + "]"
         raise UsageError(describe(f"shape of {setting}", list(given), wanted))
 

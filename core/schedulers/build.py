@@ -64,6 +64,7 @@ UNMASK_PRESETS: dict[str, dict[str, Any]] = {
     },
     "card": {"num_steps": 16, "count": "even", "accept": "confident_prefix", "threshold": 0.9},
     "first_hitting": {"count": "first_hitting", "order": "random"},
+    "ancestral": {"num_steps": 32, "count": "binomial", "order": "random"},
     "ascending": {"count": "doubling"},
     "next_token": {"count": "one", "order": "raster"},
 }

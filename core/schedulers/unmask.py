@@ -28,7 +28,7 @@ from ..accept import (
     base_score,
     restrict_first,
 )
-from ..counts import BASES, COUNT_NAMES, reveal_counts
+from ..counts import BASES, COUNT_NAMES, ancestral_share, binomial_counts, reveal_counts
 from ..errors import UsageError, check_count, check_one_of, check_range, describe
 from ..guidance import RAMPS, guidance_at
 from ..orders import RANK_ORDERS, make_rank
@@ -53,7 +53,9 @@ class UnmaskScheduler(BlockScheduler):
 
     Args:
         num_steps: Rows per block; clamped to the number of masked slots.
-        count: Count plan of `core.counts.reveal_counts`, or the counts themselves.
+        count: Count plan of `core.counts.reveal_counts`, or the counts themselves, or "binomial":
+            every mask is revealed with chance 1 - level_next / level on linear levels (the
+            ancestral sampler of masked diffusion), at least one per row.
         on: What a count curve describes: "remaining", "revealed" or "counts".
         order: "confidence", "max_prob", "margin", "entropy" (from the model) or "random",
             "raster", "halton" (from a rank).
@@ -116,7 +118,7 @@ class UnmaskScheduler(BlockScheduler):
     ) -> None:
         check_count("num_steps", num_steps)
         if isinstance(count, str):
-            check_one_of("count", count, COUNT_NAMES)
+            check_one_of("count", count, (*COUNT_NAMES, "binomial"))
         check_one_of("on", on, BASES)
         check_one_of("order", order, ORDERS)
         check_one_of("accept", accept, ACCEPTS)
@@ -150,8 +152,9 @@ class UnmaskScheduler(BlockScheduler):
         """
         config = self.config
         steps = config.num_steps if num_steps is None else num_steps
-        counts = reveal_counts(config.count, length, steps, config.on)
-        fixed = config.accept in ("top_n", "quota")
+        plan = "linear" if config.count == "binomial" else config.count
+        counts = reveal_counts(plan, length, steps, config.on)
+        fixed = config.accept in ("top_n", "quota") and config.count != "binomial"
         rows, masked = [], length
         for index, count in enumerate(counts):
             left = masked - count
@@ -250,10 +253,13 @@ class UnmaskScheduler(BlockScheduler):
             return is_masked.clone()
         candidates = restrict_first(is_masked, self.config.first_k)
         score = self._score(row, stats, rank, generators).expand(is_masked.shape)
-        accepted = self._accept(row, candidates, score, stats, rank)
-        if bool((accepted & ~is_masked).any()) or bool(
-            (is_masked.any(-1) & ~accepted.any(-1)).any()
-        ):
+        count: int | Tensor = row.count or 1
+        if self.config.count == "binomial":
+            share = ancestral_share(row.level, row.level_next)
+            count = binomial_counts(is_masked.sum(dim=-1), share, generators)
+        accepted = self._accept(count, candidates, score, stats, rank)
+        stuck = is_masked.any(dim=-1) & ~accepted.any(dim=-1)
+        if bool(((accepted & ~is_masked).any(dim=-1) | stuck).any()):
             raise RuntimeError(f"accept rule {self.config.accept} broke its progress guarantee")
         return accepted
 
@@ -279,7 +285,7 @@ class UnmaskScheduler(BlockScheduler):
 
     def _accept(
         self,
-        row: Row,
+        count: int | Int[Tensor, " batch"],
         is_masked: Bool[Tensor, "batch slots"],
         score: Float[Tensor, "batch slots"],
         stats: TokenStats | None,
@@ -287,7 +293,7 @@ class UnmaskScheduler(BlockScheduler):
     ) -> Bool[Tensor, "batch slots"]:
         config, rule = self.config, self.config.accept
         if rule == "top_n":
-            return accept_top_n(score, is_masked, row.count or 1)
+            return accept_top_n(score, is_masked, count)
         stats = self._need(stats)
         if rule == "entropy_budget":
             return accept_entropy_budget(score, stats.entropy, is_masked, config.gamma)
@@ -302,7 +308,7 @@ class UnmaskScheduler(BlockScheduler):
         if rule == "threshold":
             return accept_threshold(confidence, is_masked, config.threshold)
         if rule == "quota":
-            return accept_quota(confidence, is_masked, config.threshold, row.count or 1)
+            return accept_quota(confidence, is_masked, config.threshold, count)
         if rule == "factor":
             return accept_factor(confidence, is_masked, config.factor)
         return accept_confident_prefix(confidence, is_masked, config.threshold, rank)

@@ -133,7 +133,7 @@ def test_scores():
     assert torch.equal(accept.base_score("margin", stats), stats.margin)
     assert torch.equal(accept.base_score("entropy", stats), -stats.entropy)
     assert torch.equal(accept.base_score("confidence", stats, log=True), stats.prob.log())
-    with pytest.raises(UsageError, match="confidense.*confidence"):
+    with pytest.raises(UsageError, match=r"confidense.*confidence"):
         accept.base_score("confidense", stats)
 
 

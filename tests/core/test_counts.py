@@ -1,4 +1,5 @@
 import math
+from itertools import pairwise
 
 import pytest
 import torch
@@ -99,7 +100,7 @@ def test_errors(call, match):
 def test_curves_fall_from_one_to_exactly_zero(name):
     values = [curve(name)(i / 40) for i in range(41)]
     assert values[0] == 1.0 and values[-1] == 0.0
-    assert all(a > b for a, b in zip(values, values[1:], strict=False))
+    assert all(a > b for a, b in pairwise(values))
 
 
 def test_shift_and_streaming_times():

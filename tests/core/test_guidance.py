@@ -1,4 +1,5 @@
 import math
+from itertools import pairwise
 
 import pytest
 import torch
@@ -20,7 +21,7 @@ def test_ramps_end_at_the_scale_and_never_fall(ramp):
     values = [guidance_at(ramp, 5.0, i / 20) for i in range(21)]
     assert values[-1] == pytest.approx(5.0)
     assert values[0] == (5.0 if ramp == "constant" else 1.0)
-    assert all(a <= b for a, b in zip(values, values[1:], strict=False))
+    assert all(a <= b for a, b in pairwise(values))
 
 
 def test_published_values():
@@ -34,7 +35,7 @@ def test_published_values():
 
 
 def test_errors():
-    with pytest.raises(UsageError, match="cosine_pow.*cosine_power"):
+    with pytest.raises(UsageError, match=r"cosine_pow.*cosine_power"):
         guidance_at("cosine_pow", 2.0, 0.0)
     with pytest.raises(UsageError, match=r"progress.*1\.5"):
         guidance_at("linear", 2.0, 1.5)

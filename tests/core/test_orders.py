@@ -66,7 +66,7 @@ def test_make_rank_kinds_and_roll():
 
 
 def test_errors():
-    with pytest.raises(UsageError, match="haltn.*halton"):
+    with pytest.raises(UsageError, match=r"haltn.*halton"):
         make_rank("haltn", 2, 2, streams(0))
-    with pytest.raises(UsageError, match="height.*0"):
+    with pytest.raises(UsageError, match=r"height.*0"):
         halton_order(0, 4)

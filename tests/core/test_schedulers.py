@@ -1,5 +1,6 @@
 import dataclasses
 import math
+from itertools import pairwise
 
 import pytest
 import torch
@@ -112,6 +113,17 @@ def test_rows_carry_levels_temperatures_and_guidance():
     assert dataclasses.is_dataclass(rar[0]) and rar[-1].is_last and not rar[0].is_last
 
 
+def test_ancestral_counts_are_random_per_item_with_the_right_mean():
+    scheduler = UnmaskScheduler(num_steps=4, count="binomial", order="random")
+    masked = torch.ones(300, 24, dtype=torch.bool)
+    rank = scheduler.make_rank(4, 6, streams(*range(300)))
+    row = scheduler.rows(24)[1]
+    assert row.count is None and (row.level, row.level_next) == (0.75, 0.5)
+    counts = scheduler.select(row, masked, None, rank, streams(*range(300))).sum(dim=-1).float()
+    assert counts.mean().item() == pytest.approx(8, abs=0.5)  # 24 * (1 - .5 / .75)
+    assert counts.std().item() == pytest.approx(math.sqrt(24 / 3 * 2 / 3), abs=0.4)
+
+
 def test_first_k_restricts_the_candidates():
     scheduler = UnmaskScheduler(num_steps=8, count="one", first_k=2)
     masked = torch.tensor([[False, True, True, True, True]])
@@ -177,10 +189,10 @@ def test_bad_settings_are_named_with_the_nearest_legal_value(call, match):
 def test_missing_inputs_are_named():
     masked = torch.ones(1, 4, dtype=torch.bool)
     scheduler = UnmaskScheduler()
-    with pytest.raises(UsageError, match="stats.*confidence"):
+    with pytest.raises(UsageError, match=r"stats.*confidence"):
         scheduler.select(scheduler.rows(4)[0], masked, None, None, streams(0))
     scheduler = UnmaskScheduler(order="halton")
-    with pytest.raises(UsageError, match="rank.*halton"):
+    with pytest.raises(UsageError, match=r"rank.*halton"):
         scheduler.select(scheduler.rows(4)[0], masked, None, None, streams(0))
     with pytest.raises(UsageError, match="set_timesteps"):
         UnmaskScheduler().step(torch.zeros(1, 4, 3), 0, torch.zeros(1, 4).long(), streams(0))
@@ -188,7 +200,7 @@ def test_missing_inputs_are_named():
     prepared.set_timesteps(2, length=4)
     with pytest.raises(UsageError, match="generator"):
         prepared.step(torch.zeros(1, 4, 3), 0, torch.zeros(1, 4).long())
-    with pytest.raises(UsageError, match="timestep.*5"):
+    with pytest.raises(UsageError, match=r"timestep.*5"):
         prepared.step(torch.zeros(1, 4, 3), 5, torch.zeros(1, 4).long(), streams(0))
 
 
@@ -258,7 +270,7 @@ def test_levels_fall_from_one_to_zero(kind, shift):
     rows = kind(shift=shift).rows(6)
     levels = [row.level for row in rows] + [rows[-1].level_next]
     assert levels[0] == 1.0 and levels[-1] == 0.0 and len(rows) == 6
-    assert all(a > b for a, b in zip(levels, levels[1:], strict=False))
+    assert all(a > b for a, b in pairwise(levels))
     assert [row.level_next for row in rows[:-1]] == levels[1:-1]
     if kind is not Multistep:
         expected = [shift * s / (1 + (shift - 1) * s) for s in (1 - i / 6 for i in range(7))]
@@ -354,10 +366,10 @@ def test_a_block_is_bit_equal_alone_in_a_batch_and_on_a_used_scheduler(scheduler
 def test_multistep_rejects_rows_out_of_order():
     scheduler = Multistep(num_steps=3)
     rows, x = scheduler.rows(), torch.zeros(1, 2, 2)
-    with pytest.raises(UsageError, match="got 1.*next is 0"):
+    with pytest.raises(UsageError, match=r"got 1.*next is 0"):
         scheduler.step(x, rows[1], x, [])
     scheduler.step(x, rows[0], x, [])
-    with pytest.raises(UsageError, match="got 2.*next is 1"):
+    with pytest.raises(UsageError, match=r"got 2.*next is 1"):
         scheduler.step(x, rows[2], x, [])
     scheduler.step(x, rows[1], x, [])
     scheduler.begin()
