@@ -82,7 +82,7 @@ def attend(
     else:
         mask: Tensor = lowered.may_attend
         if bias is not None:
-            mask = bias.masked_fill(~mask, -torch.inf)
+            mask = torch.where(mask, bias, -torch.inf)
         output = _sdpa(query, key, value, mask)
     if lowered.is_blind is None:
         return output
@@ -128,8 +128,8 @@ def _attend_rectangles(
 def _slicer(tensor: Tensor, edges: list[int]) -> Callable[[list[tuple[int, int]]], Tensor]:
     """Return a function that concatenates spans of the token axis.
 
-    Without gradients a span is a view. With gradients the tensor is split once at all edges, because
-    the backward of every single slice would fill a tensor of full length.
+    Without gradients a span is a view. With gradients the tensor is split once at all edges,
+    because the backward of every single slice would fill a tensor of full length.
     """
     needs_grad = tensor.requires_grad and torch.is_grad_enabled()
     cuts = [0, *(edge for edge in edges if 0 < edge < tensor.shape[2]), tensor.shape[2]]

@@ -3,7 +3,8 @@
 Everything is decided by evaluating the mask table on a layout's own attributes (at least four
 blocks, windows and sinks included), never symbolically. `check_exact` names the violated condition;
 `count_mismatches` counts rows whose decode-visible set differs from their training-visible set;
-`free_committable` finds what may become permanent without another pass. No network, no cache object.
+`free_committable` finds what may become permanent without another pass. Knows no network and no
+cache object.
 
 Invariants: rows with `block < 0` are a static prompt, run once in one pass and never evicted; a
 window counts the query's own block and not the sinks.
@@ -17,9 +18,18 @@ from torch import Tensor
 
 from .layout import Copy, Layout, Role
 from .masks import MaskTable, dense
+from .passes import COMMITS, DecodePlan, Offered, mismatches, offered, pass_number, pinned
 
-COMMITS = ("separate", "fused", "token", "block", "none")
-SEEN = ("table", "all", "causal")
+__all__ = [
+    "COMMITS",
+    "ClosureReport",
+    "DecodePlan",
+    "check_exact",
+    "count_mismatches",
+    "free_committable",
+    "is_condition_free",
+    "needed_window",
+]
 
 
 @dataclass(frozen=True)
@@ -37,52 +47,6 @@ class ClosureReport:
     violations: list[str]
     decode_mismatches: int
     notes: list[str] = field(default_factory=list)
-
-
-@dataclass(frozen=True)
-class DecodePlan:
-    """How a decode runs, as far as visibility is concerned.
-
-    Attributes:
-        commit: When keys become permanent. `"separate"`: a clean pass after each noisy block;
-            `"fused"`: that pass rides with the next block; `"token"`: one causal copy, each row
-            as it is produced; `"block"`: one copy, each block after its last row of the schedule;
-            `"none"`: no cache.
-        window: Blocks (or `order` ranks) the cache serves, own counted, sinks not; None = all.
-        window_unit: `"block"`, `"order"`, or None = order for token commits, else block.
-        counts_own: False: the cache was built to hold `window` PAST blocks, not `window - 1`.
-        evict: Whether a fused pass evicts `"after"` it or `"before"` it.
-        unit: What one noisy pass covers: `"block"`, `"group"` (a window of blocks) or `"all"`.
-        noisy_sees: Mask inside the active noisy rows: `"table"` evaluates the table; `"all"` and
-            `"causal"` are hand-made masks (the whole cache, and all or earlier active rows).
-        clean_sees: The same for clean rows in their commit pass.
-    """
-
-    commit: str = "separate"
-    window: int | None = None
-    window_unit: str | None = None
-    counts_own: bool = True
-    evict: str = "after"
-    unit: str = "block"
-    noisy_sees: str = "table"
-    clean_sees: str = "table"
-
-    def __post_init__(self) -> None:
-        allowed = {
-            "commit": COMMITS,
-            "window_unit": (None, "block", "order"),
-            "evict": ("after", "before"),
-            "unit": ("block", "group", "all"),
-            "noisy_sees": SEEN,
-            "clean_sees": SEEN,
-        }
-        for name, values in allowed.items():
-            if getattr(self, name) not in values:
-                raise ValueError(
-                    f"{name} must be one of {list(values)}, got {getattr(self, name)!r}"
-                )
-        if self.window is not None and self.window < 1:
-            raise ValueError(f"window must be at least 1, got {self.window}; nearest legal value 1")
 
 
 def check_exact(
@@ -134,21 +98,21 @@ def check_exact(
         return ClosureReport(True, [], 0, ["no cache: every row of the schedule is a full forward"])
     seen = dense(table, layout, layout)
     violations = _table_violations(layout, seen, plan)
-    offered = _offered(layout, plan)
-    violations += _eviction_violations(layout, seen, plan, offered)
+    given = offered(layout, plan)
+    violations += _eviction_violations(layout, seen, plan, given)
     violations += _conditioning(
         layout, seen, clean_is_modulated, cache_per_branch, context_level, commit
     )
-    mismatches = _count(layout, seen, plan, offered)
-    if mismatches and not violations:
+    count = mismatches(layout, seen, plan, given)
+    if count and not violations:
         violations.append(
-            f"(c) {mismatches} rows of the decode see another set of keys than in training: "
+            f"(c) {count} rows of the decode see another set of keys than in training: "
             f"decode_mask={decode_mask!r}, so the table must be evaluated"
         )
-    return ClosureReport(not violations, violations, mismatches, _notes(layout, plan))
+    return ClosureReport(not violations, violations, count, _notes(layout, plan))
 
 
-def count_mismatches(table: MaskTable, layout: Layout, plan: DecodePlan = DecodePlan()) -> int:
+def count_mismatches(table: MaskTable, layout: Layout, plan: DecodePlan | None = None) -> int:
     """Count rows whose decode-visible set differs from their training-visible set.
 
     Each noisy row counts once (one pass per block), each clean row once (its commit pass); a fused
@@ -157,7 +121,7 @@ def count_mismatches(table: MaskTable, layout: Layout, plan: DecodePlan = Decode
     Args:
         table: Training visibility table.
         layout: Training layout `[tokens]`.
-        plan: How the decode runs.
+        plan: How the decode runs; None = a clean pass after each block, the table evaluated.
 
     Returns:
         Number of rows in [0, tokens]; 0 = exact.
@@ -166,9 +130,10 @@ def count_mismatches(table: MaskTable, layout: Layout, plan: DecodePlan = Decode
         ValueError: Batched layout.
     """
     _require_flat(layout)
+    plan = DecodePlan() if plan is None else plan
     if plan.commit == "none":
         return 0
-    return _count(layout, dense(table, layout, layout), plan, _offered(layout, plan))
+    return mismatches(layout, dense(table, layout, layout), plan, offered(layout, plan))
 
 
 def free_committable(
@@ -228,7 +193,7 @@ def needed_window(table: MaskTable, layout: Layout) -> int:
     """
     _require_flat(layout)
     seen = dense(table, layout, layout)
-    evictable = seen & ~_pinned(layout)[None, :] & (layout.block >= 0)[:, None]
+    evictable = seen & ~pinned(layout)[None, :] & (layout.block >= 0)[:, None]
     behind = layout.block[:, None] - layout.block[None, :]
     return int(behind[evictable].max().clamp(min=0)) + 1 if bool(evictable.any()) else 1
 
@@ -262,107 +227,6 @@ def _require_flat(layout: Layout) -> None:
         raise ValueError("the closure checker takes a layout [tokens], got [batch, tokens]")
 
 
-def _pinned(layout: Layout) -> Tensor:
-    """Rows no window evicts: static prompt rows and sinks."""
-    return (layout.block < 0) | ((layout.role & int(Role.SINK)) != 0)
-
-
-def _unit(layout: Layout, plan: DecodePlan) -> Tensor:
-    """Number of the noisy pass a row belongs to; prompt rows come before all passes."""
-    unit = torch.zeros_like(layout.block) if plan.unit == "all" else getattr(layout, plan.unit)
-    return torch.where(layout.block < 0, -1, unit)
-
-
-@dataclass(frozen=True, eq=False)
-class _Offered:
-    """Per pair: the key is in the cache, or active in the same pass, when the query runs."""
-
-    cached: Bool[Tensor, "rows rows"]
-    active: Bool[Tensor, "rows rows"]
-    evicted: Bool[Tensor, "rows rows"]
-    counted: Bool[Tensor, " rows"]
-
-    @property
-    def present(self) -> Tensor:
-        return self.cached | self.active
-
-
-def _offered(layout: Layout, plan: DecodePlan) -> _Offered:
-    """Simulate the passes of a plan; nothing here looks at the table."""
-    is_real = layout.document >= 0
-    same_document = layout.document[:, None] == layout.document[None, :]
-    is_static = layout.block < 0
-    both_static = is_static[:, None] & is_static[None, :]
-    static_past = ~is_static[:, None] & is_static[None, :]
-    counted = is_real.clone()
-    if plan.commit in ("separate", "fused"):
-        cached, active = _two_copy_passes(layout, plan)
-        if plan.commit == "fused":
-            counted &= ~((layout.copy == int(Copy.CLEAN)) & _is_last_unit(layout, plan))
-    else:
-        rank = layout.order if plan.commit == "token" else layout.block
-        same_copy = layout.copy[:, None] == layout.copy[None, :]
-        cached = (rank[None, :] < rank[:, None]) & same_copy
-        active = (rank[None, :] == rank[:, None]) & same_copy
-    cached = ((cached & ~both_static) | static_past) & same_document & is_real[None, :]
-    active = (active | both_static) & same_document & is_real[None, :]
-    gone = cached & _outside_window(layout, plan)
-    return _Offered(cached & ~gone, active, gone, counted)
-
-
-def _two_copy_passes(layout: Layout, plan: DecodePlan) -> tuple[Tensor, Tensor]:
-    unit = _unit(layout, plan)
-    is_clean = layout.copy == int(Copy.CLEAN)
-    behind = unit[:, None] - unit[None, :]
-    to_clean = is_clean[None, :].expand_as(behind)
-    clean_row, noisy_row = is_clean[:, None], ~is_clean[:, None]
-    own_noisy = noisy_row & ~is_clean[None, :] & (behind == 0)
-    if plan.commit == "separate":
-        return to_clean & (behind > 0), (clean_row & to_clean & (behind == 0)) | own_noisy
-    # Fused: pass b runs C of block b - 1 beside N of block b; the cache ends at block b - 2.
-    clean_active = to_clean & torch.where(clean_row, behind == 0, behind == 1)
-    cached = to_clean & torch.where(clean_row, behind > 0, behind > 1)
-    return cached, clean_active | own_noisy
-
-
-def _is_last_unit(layout: Layout, plan: DecodePlan) -> Tensor:
-    """Rows of the last block of their document: nobody reads their clean copy."""
-    unit = _unit(layout, plan)
-    same_document = layout.document[:, None] == layout.document[None, :]
-    latest = torch.where(same_document, unit[None, :], -1).amax(-1)
-    return (unit == latest) & (layout.block >= 0)
-
-
-def _outside_window(layout: Layout, plan: DecodePlan) -> Tensor:
-    """Pairs whose key has been evicted when the query runs."""
-    if plan.window is None:
-        return torch.zeros(
-            layout.num_tokens, layout.num_tokens, dtype=torch.bool, device=layout.device
-        )
-    name = plan.window_unit or ("order" if plan.commit == "token" else "block")
-    rank = getattr(layout, name)
-    now = rank[:, None].clone()
-    if plan.commit == "fused":
-        # The pass of block b also carries C of block b - 1, whose window starts one block earlier.
-        is_clean = (layout.copy == int(Copy.CLEAN))[:, None]
-        now = torch.where(is_clean, now, now - 1) if plan.evict == "after" else now + is_clean
-    held = plan.window if plan.counts_own else plan.window + 1
-    return (now - rank[None, :] >= held) & ~_pinned(layout)[None, :]
-
-
-def _count(layout: Layout, seen: Tensor, plan: DecodePlan, offered: _Offered) -> int:
-    is_clean = (layout.copy == int(Copy.CLEAN))[:, None]
-    earlier = layout.order[None, :] <= layout.order[:, None]
-
-    def decode(mode: str) -> Tensor:
-        if mode == "table":
-            return seen & offered.present
-        return offered.cached | (offered.active & (earlier if mode == "causal" else True))
-
-    got = torch.where(is_clean, decode(plan.clean_sees), decode(plan.noisy_sees))
-    return int(((got != seen).any(-1) & offered.counted).sum())
-
-
 def _table_violations(layout: Layout, seen: Tensor, plan: DecodePlan) -> list[str]:
     """Conditions on the table alone: nothing may be seen that has not been run yet."""
     is_clean = layout.copy == int(Copy.CLEAN)
@@ -382,7 +246,7 @@ def _table_violations(layout: Layout, seen: Tensor, plan: DecodePlan) -> list[st
             (f"(a) commit={plan.commit!r} runs one copy, rows see another copy", mixed),
         ]
     else:
-        unit = _unit(layout, plan)
+        unit = pass_number(layout, plan)
         past, same = unit[None, :] < unit[:, None], unit[None, :] == unit[:, None]
         checks += [
             ("(a) clean rows see noisy or draft rows", generated & q_clean & ~k_clean),
@@ -422,11 +286,11 @@ def _missing_copy(layout: Layout, plan: DecodePlan) -> str:
 
 
 def _eviction_violations(
-    layout: Layout, seen: Tensor, plan: DecodePlan, offered: _Offered
+    layout: Layout, seen: Tensor, plan: DecodePlan, given: Offered
 ) -> list[str]:
     if plan.window is None:
         return []
-    lost = seen & offered.evicted & offered.counted[:, None]
+    lost = seen & given.evicted & given.counted[:, None]
     text = (
         f"(c) a key is evicted before its last reader: cache window {plan.window} "
         f"({'own counted' if plan.counts_own else 'own not counted'}"

@@ -242,12 +242,12 @@ class Layout:
         columns = {name: getattr(self, name).tolist() for name in _RECORD_KEYS}
         if not self.is_batched:
             return [
-                dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=False)
+                dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)
             ]
         return [
             {"batch": item} | dict(zip(columns, row, strict=True))
             for item in range(self.block.shape[0])
-            for row in zip(*(column[item] for column in columns.values()), strict=False)
+            for row in zip(*(column[item] for column in columns.values()), strict=True)
         ]
 
     @staticmethod

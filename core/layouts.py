@@ -203,9 +203,7 @@ def _tile_size(block: str, height: int, width: int) -> tuple[int, int]:
     if match is None:
         raise ValueError(f"grid block tile must read 'tile:HxW', got {block!r}; try 'tile:2x2'")
     tile = int(match[1]), int(match[2])
-    legal = tuple(
-        _nearest_divisor(size, want) for size, want in zip((height, width), tile, strict=False)
-    )
+    legal = _nearest_divisor(height, tile[0]), _nearest_divisor(width, tile[1])
     if tile != legal:
         raise ValueError(
             f"grid block {block!r} does not divide the grid {height}x{width}; "

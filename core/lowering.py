@@ -22,8 +22,11 @@ from .layout import INT_ATTRIBUTES, Layout
 from .masks import Get, MaskTable, dense
 
 BACKENDS = ("auto", "dense", "flex", "rectangles", "none")
-# Above this many query ranges one masked kernel call is faster than many small ones.
-MAX_RANGES = 24
+# Each extra query range costs a kernel call; it must hide this many pairs to pay for itself
+# (measured on CPU, forward and backward, 64 channels per head).
+MIN_HIDDEN_PER_RANGE = 1000
+# Below this length FlexAttention does not repay its compilation, and dense booleans are small.
+MIN_FLEX_LENGTH = 1024
 
 Routes = Mapping[str, Bool[Tensor, "*lead queries blocks"]]
 
@@ -109,7 +112,8 @@ def lower(
         q: Query rows.
         k: Key rows.
         backend: One of `BACKENDS`. `"auto"` takes no mask when all pairs are visible, on CPU
-            rectangles when few query ranges suffice, FlexAttention on CUDA, else dense.
+            rectangles when few query ranges suffice, FlexAttention for long sequences on CUDA,
+            else dense.
         routes: Routing tables, as in `MaskTable.visible`; they always lower densely.
 
     Returns:
@@ -167,10 +171,11 @@ def _choose(
     if backend == "none" or (backend == "auto" and is_full):
         return NoMask(seen.numel() * copies)
     if backend == "rectangles" or (backend == "auto" and seen.device.type == "cpu"):
-        found = _rectangles(seen, copies, None if backend == "rectangles" else MAX_RANGES)
+        found = _rectangles(seen, copies, must_pay=backend == "auto")
         if found is not None:
             return found
-    if backend == "flex" or (backend == "auto" and seen.device.type == "cuda"):
+    is_long = seen.device.type == "cuda" and min(seen.shape[-2:]) >= MIN_FLEX_LENGTH
+    if backend == "flex" or (backend == "auto" and is_long):
         return _flex_mask(table, q, k, seen, copies)
     return _dense_mask(seen, copies)
 
@@ -190,21 +195,23 @@ def _dense_mask(seen: Tensor, copies: int = 1) -> DenseMask:
     return DenseMask(seen.contiguous(), is_blind, num_pairs)
 
 
-def _rectangles(seen: Tensor, copies: int, max_ranges: int | None) -> Rectangles | None:
-    """Find the rectangles of a mask from the run lengths of equal or staircase rows."""
+def _rectangles(seen: Tensor, copies: int, must_pay: bool) -> Rectangles | None:
+    """Find the rectangles of a mask, or None when they cost more than a masked kernel saves."""
     if seen.ndim != 2:
-        if max_ranges is None:
+        if not must_pay:
             raise ValueError(
                 "attention backend 'rectangles' needs one mask for the whole batch, the sequences "
                 "differ; try 'dense'"
             )
         return None
     rows = seen.cpu().numpy()
+    num_pairs = int(rows.sum())
     starts, stops, has_tail = _query_ranges(rows)
-    if max_ranges is not None and len(starts) > max_ranges:
+    hidden_per_range = (rows.size - num_pairs) / max(len(starts), 1)
+    if must_pay and len(starts) > 1 and hidden_per_range < MIN_HIDDEN_PER_RANGE:
         return None
     rects = _cut(rows, starts, stops, has_tail)
-    return Rectangles(tuple(rects), *rows.shape, int(rows.sum()) * copies)
+    return Rectangles(tuple(rects), *rows.shape, num_pairs * copies)
 
 
 def _query_ranges(rows: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -225,24 +232,31 @@ def _query_ranges(rows: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]
     # A staircase step must add the key right after one the previous row already sees.
     grows &= (column > 0) & rows[:-1][here, np.maximum(column - 1, 0)]
     kind = np.where(num_changed == 0, 0, np.where(grows, 1, 2))
-    # Step i joins row i to row i + 1; a range may hold steps of one kind only.
-    joined = np.zeros(num_rows - 1, dtype=bool)
-    previous = -1
-    for step in np.flatnonzero(kind < 2).tolist():
-        follows = previous == step - 1 and joined[previous] if previous >= 0 else False
-        if follows:
-            same = kind[step] == kind[previous]
-            follows_tail = kind[step] == 0 or column[step] == column[previous] + 1
-            joined[step] = same and follows_tail
-        else:
-            joined[step] = True
-        previous = step
+    joined = _join_steps(kind.tolist(), column.tolist())
     first = np.flatnonzero(np.concatenate([[True], ~joined]))
     last = np.append(first[1:], num_rows)
     has_tail = np.zeros(len(first), dtype=bool)
     wide = last - first > 1
     has_tail[wide] = kind[first[wide]] == 1
     return first, last, has_tail
+
+
+def _join_steps(kind: list[int], column: list[int]) -> np.ndarray:
+    """Mark the steps that join row i to row i + 1; a range holds steps of one kind only.
+
+    Args:
+        kind: 0 = equal rows, 1 = the next row adds one key, 2 = anything else.
+        column: The key a step adds.
+    """
+    joined = np.zeros(len(kind), dtype=bool)
+    for step, now in enumerate(kind):
+        if now == 2:
+            continue
+        is_first = step == 0 or not joined[step - 1]
+        joined[step] = is_first or (
+            now == kind[step - 1] and (now == 0 or column[step] == column[step - 1] + 1)
+        )
+    return joined
 
 
 def _cut(

@@ -145,7 +145,9 @@ def test_rectangles_of_known_masks():
 def test_auto_takes_the_cheapest_form_on_cpu():
     layout = two_copy(flat(16, block_size=4))
     table = rule("block_diffusion")
-    assert isinstance(lower(table, layout, layout), Rectangles)
+    assert isinstance(lower(table, layout, layout), DenseMask)
+    long = two_copy(flat(128, block_size=32))
+    assert isinstance(lower(table, long, long), Rectangles)
     decode = layout.take(slice(20, 24)), layout.take(torch.tensor([0, 1, 2, 3, 20, 21, 22, 23]))
     assert isinstance(lower(table, *decode), NoMask)
     scattered = flat(64)
@@ -157,14 +159,16 @@ def test_batch_rows_with_one_mask_use_the_cheap_forms_and_others_go_dense():
     assert isinstance(lower(table, wide, wide), Rectangles)
     ragged = wide.replace(document=torch.tensor([[0] * 5, [0, 0, 0, -1, -1]]))
     lowered = lower(table, ragged, ragged)
-    assert isinstance(lowered, DenseMask) and flops(lowered) == 15 + 6
+    assert isinstance(lowered, DenseMask)
+    assert flops(lowered) == 15 + 6
     query, key, value = qkv(ragged, ragged)
     seen = table.visible(ragged, ragged)[:, None]
     real = (ragged.document >= 0)[:, None, :, None]
+    bias = torch.linspace(-2, 2, 25, dtype=torch.float64).reshape(1, 1, 5, 5)
     for backend in ("dense", "flex"):
         lowered = lower(table, ragged, ragged, backend=backend)
-        got = attend(query, key, value, lowered)
-        assert (got - reference(query, key, value, seen)).mul(real).abs().max() < TOLERANCE
+        got = attend(query, key, value, lowered, bias=bias)
+        assert (got - reference(query, key, value, seen, bias)).mul(real).abs().max() < TOLERANCE
         assert (got.masked_select(~real) == 0).all()
     with pytest.raises(ValueError, match="'rectangles' needs one mask"):
         lower(table, ragged, ragged, backend="rectangles")
@@ -176,7 +180,8 @@ def test_padding_rows_give_zero_not_nan(backend):
     lowered = lower(rule("causal"), layout, layout, backend=backend)
     query, key, value = qkv(layout, layout)
     got = attend(query, key, value, lowered)
-    assert (got[:, :, 5:] == 0).all() and got[:, :, :5].abs().min() > 0
+    assert (got[:, :, 5:] == 0).all()
+    assert got[:, :, :5].abs().min() > 0
 
 
 @pytest.mark.parametrize("backend", ["dense", "rectangles"])
@@ -196,7 +201,8 @@ def test_flex_mask_is_remembered_per_layout_pair():
     layout = two_copy(flat(8, block_size=4))
     table = rule("block_diffusion")
     first = lower(table, layout, layout, backend="flex")
-    assert isinstance(first, FlexMask) and lower(table, layout, layout, backend="flex") is first
+    assert isinstance(first, FlexMask)
+    assert lower(table, layout, layout, backend="flex") is first
     other = layout.replace(block=0)
     assert flops(lower(table, other, other, backend="flex")) != flops(first)
 
@@ -217,7 +223,7 @@ def test_routed_masks_lower_densely_with_a_head_axis():
 
 def test_errors():
     layout = flat(4)
-    with pytest.raises(ValueError, match="must be one of.*'cuda'"):
+    with pytest.raises(ValueError, match=r"must be one of.*'cuda'"):
         lower(rule("causal"), layout, layout, backend="cuda")
     with pytest.raises(ValueError, match="'none' needs every pair visible, 6 pairs of 16"):
         lower(rule("causal"), layout, layout, backend="none")

@@ -13,7 +13,8 @@ def test_make_fills_defaults_and_broadcasts_scalars():
     assert layout.position.tolist() == [[0.0], [1.0], [2.0]]
     assert layout.level.tolist() == [0.5, 0.5, 0.5]
     assert layout.document.tolist() == layout.copy.tolist() == [0, 0, 0]
-    assert layout.block.dtype == torch.int64 and layout.level.dtype == torch.float32
+    assert layout.block.dtype == torch.int64
+    assert layout.level.dtype == torch.float32
 
 
 def test_position_defaults_to_the_order_given():
@@ -22,19 +23,22 @@ def test_position_defaults_to_the_order_given():
 
 def test_one_batched_attribute_makes_the_layout_batched():
     layout = Layout.make(3, block=torch.tensor([[0, 0, 1], [0, 1, 1]]))
-    assert layout.is_batched and layout.order.tolist() == [[0, 1, 2], [0, 1, 2]]
+    assert layout.is_batched
+    assert layout.order.tolist() == [[0, 1, 2], [0, 1, 2]]
     assert layout.position.shape == (2, 3, 1)
 
 
 def test_square_position_is_read_as_rows_by_axes():
     layout = Layout.make(2, position=torch.tensor([[0, 1], [2, 3]]))
-    assert layout.num_axes == 2 and layout.position.tolist() == [[0.0, 1.0], [2.0, 3.0]]
+    assert layout.num_axes == 2
+    assert layout.position.tolist() == [[0.0, 1.0], [2.0, 3.0]]
 
 
 def test_take_keeps_every_attribute_of_the_chosen_rows():
     layout = Layout.make(5, block=torch.arange(5) // 2, level=torch.arange(5) / 5)
     picked = layout.take(torch.tensor([4, 0]))
-    assert picked.block.tolist() == [2, 0] and picked.order.tolist() == [4, 0]
+    assert picked.block.tolist() == [2, 0]
+    assert picked.order.tolist() == [4, 0]
     assert picked.level.tolist() == pytest.approx([0.8, 0.0])
     assert layout.take(slice(1, 3)).position[:, 0].tolist() == [1.0, 2.0]
 
@@ -77,9 +81,9 @@ def test_moving_to_the_same_device_is_free():
 
 
 def test_errors_name_the_value():
-    with pytest.raises(ValueError, match="unknown layout attribute.*colour"):
+    with pytest.raises(ValueError, match=r"unknown layout attribute.*colour"):
         Layout.make(2, colour=1)
-    with pytest.raises(ValueError, match="block has 3 rows.*has 2"):
+    with pytest.raises(ValueError, match=r"block has 3 rows.*has 2"):
         Layout.make(2, block=[0, 1, 2])
     with pytest.raises(ValueError, match="2 sequences, asked for 3"):
         Layout.make(2).expand(2).expand(3)

@@ -56,7 +56,7 @@ def test_grid_tile_that_is_not_square():
 
 
 def test_grid_errors_name_the_nearest_value():
-    with pytest.raises(ValueError, match="'tile:3x2'.*4x4.*'tile:2x2'"):
+    with pytest.raises(ValueError, match=r"'tile:3x2'.*4x4.*'tile:2x2'"):
         grid(4, 4, block="tile:3x2")
     with pytest.raises(ValueError, match="'diagonal'; try 'row'"):
         grid(4, 4, block="diagonal")
@@ -155,7 +155,7 @@ def test_delay_pattern_errors():
         DelayPattern(2, (0, -1))
     with pytest.raises(ValueError, match="has 2 codebooks, got 3"):
         DelayPattern(2).apply(torch.zeros(3, 4, dtype=torch.int64), 9)
-    with pytest.raises(ValueError, match="at least 3.*got 2"):
+    with pytest.raises(ValueError, match=r"at least 3.*got 2"):
         DelayPattern(2).invert(torch.zeros(2, 2, dtype=torch.int64))
 
 

@@ -167,10 +167,12 @@ CASES: dict[str, tuple[str, dict, Callable[[], Layout], Callable[[Row, Row], boo
         by_copy(CC=everything, NC=everything, NN=everything),
     ),
     "scales": (
-        "scales", {}, lambda: Layout.make(14, block=[0] + [1] * 4 + [2] * 9), by_copy(CC=block_upto),
+        "scales", {}, lambda: Layout.make(14, block=[0] + [1] * 4 + [2] * 9),
+        by_copy(CC=block_upto),
     ),
     "prefix lm": (
-        "prefix_lm", {}, lambda: Layout.make(7, block=[0, 0, 0, 1, 2, 3, 4]), by_copy(CC=block_upto),
+        "prefix_lm", {}, lambda: Layout.make(7, block=[0, 0, 0, 1, 2, 3, 4]),
+        by_copy(CC=block_upto),
     ),
     "careless whisper": (
         "segments", {}, lambda: lookahead_blocks(8, block_size=2, extra=1),
@@ -354,7 +356,8 @@ def test_published_streaming_rows():
     chunked = flat(8, block_size=2)
     u2 = rule("block_prefix", left_blocks=1).visible(chunked, chunked)
     first = u2.int().argmax(-1).tolist()
-    assert first == [0, 0, 0, 0, 2, 2, 4, 4] and u2.sum(-1).tolist() == [2, 2] + [4] * 6
+    assert first == [0, 0, 0, 0, 2, 2, 4, 4]
+    assert u2.sum(-1).tolist() == [2, 2] + [4] * 6
 
 
 def test_prompt_sees_prompt_only():
@@ -365,7 +368,9 @@ def test_prompt_sees_prompt_only():
 
 
 def test_sink_is_role_not_copy():
-    assert int(Role.SINK) == SINK and int(Copy.DRAFT) == D and PROMPT == int(Role.PROMPT)
+    assert int(Role.SINK) == SINK
+    assert int(Copy.DRAFT) == D
+    assert PROMPT == int(Role.PROMPT)
 
 
 @pytest.mark.parametrize(
