@@ -1,4 +1,4 @@
-"""Measure pictures: reconstruction, prompt retrieval and its caption-only baseline.
+"""Measure pictures: reconstruction and prompt retrieval.
 
 Works on numpy arrays and never downloads anything. It does not know models or pipelines: the
 caller generates the pictures. Invariant: every result is a plain JSON dictionary that names the
@@ -9,7 +9,6 @@ generated one? Pictures are compared by the L2 distance of their 16x16 area mean
 """
 
 import math
-from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
@@ -18,7 +17,6 @@ from einops import reduce
 from numpy.typing import NDArray
 
 from ..core.errors import DataError
-from ..models.text import split_words
 
 Images = NDArray[np.uint8]
 DESCRIPTOR = "rgb-16x16-area-mean-l2"
@@ -221,16 +219,28 @@ def retrieval(
     """
     ranks, sizes = target_ranks(generated, target_index, gallery, gallery_style)
     hits = {k: (ranks <= k).astype(np.float64) for k in RECALLS}
-    result = _recall_report(hits, sizes, clusters)
+    result = recall_report(hits, sizes, clusters)
     return result | {"median_rank": float(np.median(ranks))}
 
 
-def _recall_report(
+def recall_report(
     hits: dict[int, NDArray[np.float64]],
     sizes: NDArray[np.int64],
     clusters: Sequence[Any] | None,
 ) -> dict[str, Any]:
-    """Turn hits per item, possibly fractional, into recalls with intervals and chance levels."""
+    """Turn hits per item into recalls with intervals and chance levels.
+
+    Args:
+        hits: For every k a number in [0, 1] per item; fractions where ties were averaged.
+        sizes: Candidates per item.
+        clusters: As in `retrieval`.
+
+    Returns:
+        JSON dictionary, see `retrieval`.
+
+    Raises:
+        DataError: Not one cluster label per item.
+    """
     num_items = len(sizes)
     if clusters is not None and len(clusters) != num_items:
         raise DataError(f"{len(clusters)} cluster labels for {num_items} items")
@@ -249,105 +259,3 @@ def _recall_report(
         result[f"recall_at_{k}_interval"] = list(interval)
         result[f"chance_at_{k}"] = float(np.minimum(k / sizes, 1.0).mean())
     return result
-
-
-def nearest_captions(
-    queries: Sequence[str], captions: Sequence[str]
-) -> list[tuple[float, NDArray[np.int64]]]:
-    """Find the captions most similar to each query; all that tie for the best are returned.
-
-    Similarity is the cosine between sets of words weighted by log((1 + n) / (1 + df)), where df
-    counts the captions that hold the word: rare words (the name) outweigh common ones (the style).
-
-    Args:
-        queries: Captions to look up.
-        captions: Captions to search.
-
-    Returns:
-        For every query the similarity in [0, 1] and the ascending numbers of the tied captions.
-
-    Raises:
-        DataError: Nothing to search.
-    """
-    if not captions:
-        raise DataError("no captions to search; pass at least one training caption")
-    words = [frozenset(split_words(caption)) for caption in captions]
-    count = Counter(word for bag in words for word in bag)
-    weight = {word: math.log((1 + len(captions)) / (1 + n)) ** 2 for word, n in count.items()}
-    unseen = math.log(1 + len(captions)) ** 2
-    norms = np.array([math.sqrt(sum(weight[word] for word in bag)) for bag in words])
-    holders: dict[str, list[int]] = {}
-    for number, bag in enumerate(words):
-        for word in bag:
-            holders.setdefault(word, []).append(number)
-    return [_best_matches(query, holders, weight, unseen, norms) for query in queries]
-
-
-def _best_matches(
-    query: str,
-    holders: dict[str, list[int]],
-    weight: dict[str, float],
-    unseen: float,
-    norms: NDArray[np.float64],
-) -> tuple[float, NDArray[np.int64]]:
-    """Score one query against all captions through the inverted index."""
-    bag = sorted(set(split_words(query)))
-    dots = np.zeros(len(norms))
-    for word in bag:
-        dots[holders.get(word, [])] += weight.get(word, 0.0)
-    norm = math.sqrt(sum(weight.get(word, unseen) for word in bag))
-    scores = dots / np.maximum(norms * norm, 1e-12)
-    # Ties are exact in theory; sums in another order differ in the last bits.
-    return float(scores.max()), np.flatnonzero(scores >= scores.max() - 1e-9)
-
-
-def caption_baseline(
-    queries: Sequence[str],
-    target_index: Sequence[int],
-    train_captions: Sequence[str],
-    train_images: Images,
-    gallery: Images,
-    gallery_style: Sequence[Any] | None = None,
-    *,
-    clusters: Sequence[Any] | None = None,
-) -> dict[str, Any]:
-    """Measure retrieval when the answer is the training picture with the nearest caption.
-
-    For a held-out pair of name and style this is the same name in another style. Where several
-    captions tie, the hits are averaged over them. A generator that only copies by caption cannot
-    beat this number.
-
-    Args:
-        queries: Prompts.
-        target_index: Gallery number of the picture each prompt names.
-        train_captions: Captions the model was trained on.
-        train_images: Their pictures, uint8 [captions, height, width, 3].
-        gallery: As in `retrieval`.
-        gallery_style: As in `retrieval`.
-        clusters: As in `retrieval`.
-
-    Returns:
-        JSON dictionary as from `retrieval`, plus `mean_ties`, `mean_similarity` and `baseline`.
-
-    Raises:
-        DataError: Arrays of the wrong kind or lengths that do not fit.
-    """
-    if len(queries) != len(target_index) or len(train_captions) != len(train_images):
-        raise DataError(
-            f"{len(queries)} queries with {len(target_index)} targets and {len(train_captions)} "
-            f"captions with {len(train_images)} pictures do not fit together"
-        )
-    found = nearest_captions(queries, train_captions)
-    ties = [numbers for _, numbers in found]
-    owner = np.repeat(np.arange(len(queries)), [len(numbers) for numbers in ties])
-    shown = train_images[np.concatenate(ties)]
-    targets = np.asarray(target_index, dtype=np.int64)[owner]
-    ranks, sizes = target_ranks(shown, targets, gallery, gallery_style)
-    count = np.bincount(owner)
-    hits = {k: np.bincount(owner, weights=ranks <= k) / count for k in RECALLS}
-    first = np.searchsorted(owner, np.arange(len(queries)))
-    return _recall_report(hits, sizes[first], clusters) | {
-        "baseline": "nearest-training-caption-idf-cosine",
-        "mean_ties": float(count.mean()),
-        "mean_similarity": float(np.mean([score for score, _ in found])),
-    }

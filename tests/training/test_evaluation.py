@@ -9,8 +9,6 @@ import pytest
 from blockloom.training.evaluation import (
     area_means,
     bootstrap_interval,
-    caption_baseline,
-    nearest_captions,
     psnr,
     retrieval,
     target_ranks,
@@ -83,36 +81,6 @@ def test_perfect_and_size_independent():
     assert retrieval(doubled, range(12), gallery)["recall_at_1"] == 1.0
 
 
-CAPTIONS = ["cat, noto style", "cat, flat style", "dog, noto style", "owl, flat style"]
-
-
-def test_nearest_caption_prefers_the_rare_name_to_the_style():
-    found = nearest_captions(["cat, round style", "owl, noto style", "emu"], CAPTIONS)
-    assert [numbers.tolist() for _, numbers in found] == [[0, 1], [3], [0, 1, 2, 3]]
-    assert found[2][0] == 0.0
-    assert math.isclose(nearest_captions(["dog, noto style"], CAPTIONS)[0][0], 1.0)
-
-
-def test_caption_similarity_by_hand():
-    # Weights: cat log(5/3), noto log(5/3), style log(5/5) = 0; unseen "round" log 5.
-    shared = math.log(5 / 3) ** 2
-    query = math.sqrt(shared + math.log(5) ** 2)
-    want = shared / (query * math.sqrt(2 * shared))
-    assert math.isclose(nearest_captions(["cat, round style"], CAPTIONS)[0][0], want)
-
-
-def test_caption_baseline_averages_over_ties():
-    gallery = _flat(10, 200, 90, 30)
-    train_images = _flat(10, 200, 0, 100)
-    queries = ["cat, round style", "owl, noto style"]
-    got = caption_baseline(queries, [0, 2], CAPTIONS, train_images, gallery)
-    # "cat" ties between 10 (right) and 200 (rank 4); "owl" shows 100, nearest to 90.
-    assert got["recall_at_1"] == 0.75 and got["recall_at_5"] == 1.0
-    assert got["mean_ties"] == 1.5 and got["num_items"] == 2
-    assert got["chance_at_1"] == 0.25
-    json.dumps(got, allow_nan=False)
-
-
 @pytest.mark.parametrize(
     ("call", "message"),
     [
@@ -122,7 +90,6 @@ def test_caption_baseline_averages_over_ties():
         (lambda: psnr(_flat(1), _flat(1, 2)), "differ in shape"),
         (lambda: psnr(_flat(1).astype(np.float32), _flat(1)), "must be uint8.*got float32"),
         (lambda: retrieval(_flat(1), [0], _flat(1), clusters=[1, 2]), "2 cluster labels for 1"),
-        (lambda: nearest_captions(["a"], []), "no captions to search"),
     ],
 )
 def test_errors_name_what_is_wrong(call, message):
