@@ -11,7 +11,6 @@ import contextlib
 import errno
 import io
 import os
-import re
 import signal
 import sys
 from collections.abc import Sequence
@@ -27,6 +26,28 @@ class _Terminated(BaseException):
     """SIGTERM arrived; a BaseException so that no handler for ordinary errors keeps it."""
 
 
+class _Signals:
+    """Turns SIGINT and SIGTERM into exceptions, and remembers them when a library eats those."""
+
+    def __init__(self) -> None:
+        self.received: int | None = None
+        self._previous: dict[int, Any] = {}
+
+    def __enter__(self) -> "_Signals":
+        with contextlib.suppress(ValueError):  # not the main thread: the host owns the signals
+            for signum in (signal.SIGINT, signal.SIGTERM):
+                self._previous[signum] = signal.signal(signum, self._stop)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for signum, handler in self._previous.items():
+            signal.signal(signum, handler)
+
+    def _stop(self, signum: int, frame: FrameType | None) -> NoReturn:
+        self.received = signum
+        raise _Terminated if signum == signal.SIGTERM else KeyboardInterrupt
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command.
 
@@ -38,13 +59,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
     is_debug = "--debug" in arguments
+    signals = _Signals()
     try:
-        with _sigterm_as_exception():
-            return _dispatch(arguments)
+        with signals:
+            status = _dispatch(arguments)
+        if signals.received is not None:  # an import swallowed the exception
+            return _stopped(signals.received)
+        return status
     except KeyboardInterrupt:
-        return _fail("E-SIGNAL", "interrupted; finished files are kept", 130)
+        return _stopped(signal.SIGINT)
     except _Terminated:
-        return _fail("E-SIGNAL", "terminated; finished files are kept", 143)
+        return _stopped(signal.SIGTERM)
     except BrokenPipeError:
         return _close_quietly()
     except Exception as error:
@@ -104,14 +129,24 @@ def _condense(box: str, arguments: list[str]) -> str:
             allowed=", ".join(COMMANDS),
             hint=nearest(arguments[0], COMMANDS),
         )
-    lines = [line.strip(" │|") for line in box.splitlines()]
-    lines = [line for line in lines if line and not re.match(r"[╭╰+]", line)]
-    rules = [i for i, line in enumerate(lines) if set(line) <= set("─-")]
-    text = " ".join(lines[: rules[0] if rules else None])
-    flag = next((line for line in lines[rules[0] + 1 :] if line.startswith("--")), None)
+    sections = _sections(box)
+    text = " ".join(sections[0]) if sections else "cannot read the arguments"
+    flag = next((line for part in sections[1:] for line in part if line.startswith("--")), None)
     hint = flag.split()[0] if "Unrecognized" in text and flag else None
     command = f"blockloom {arguments[0]} --help" if arguments[0] in COMMANDS else "blockloom --help"
     return explain(text.rstrip("."), hint=f"{hint} (see {command})" if hint else command)
+
+
+def _sections(box: str) -> list[list[str]]:
+    """Split tyro's box at its rules; its title is left out."""
+    is_framed = "╭" in box  # without UTF-8 the frame is missing and the title is a section
+    sections: list[list[str]] = [[]]
+    for line in (line.strip(" │") for line in box.splitlines()):
+        if line and set(line) <= set("─-"):
+            sections.append([])
+        elif line and line[0] not in "╭╰":
+            sections[-1].append(line)
+    return [part for part in sections[0 if is_framed else 1 :] if part]
 
 
 def _classify(error: Exception) -> tuple[str, str, int]:
@@ -145,28 +180,17 @@ def _fail(code: str, message: str, status: int) -> int:
     return status
 
 
+def _stopped(signum: int) -> int:
+    word = "terminated" if signum == signal.SIGTERM else "interrupted"
+    return _fail("E-SIGNAL", f"{word}; finished files are kept", 128 + signum)
+
+
 def _close_quietly() -> int:
     # The reader went away (`| head`): point stdout elsewhere so that the interpreter's own flush
     # at exit does not complain.
     with contextlib.suppress(OSError, ValueError, AttributeError):
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     return 0
-
-
-@contextlib.contextmanager
-def _sigterm_as_exception() -> Any:
-    def stop(signum: int, frame: FrameType | None) -> NoReturn:
-        raise _Terminated
-
-    try:
-        previous = signal.signal(signal.SIGTERM, stop)
-    except ValueError:  # Not the main thread: the host owns the signals.
-        yield
-        return
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, previous)
 
 
 if __name__ == "__main__":

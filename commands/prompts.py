@@ -172,6 +172,9 @@ def _parse_line(
 
 def _json_line(text: str) -> PromptLine:
     content = json.loads(text)
+    if "\\ud" in text.lower() and isinstance(content, dict):
+        for name, value in content.items():  # pydantic's own message hides what is wrong
+            values.checked_text(str(name)[:40], value if isinstance(value, str) else "")
     if not isinstance(content, dict):
         raise ValueError("not a JSON object")
     return PromptLine.model_validate(content)
@@ -180,7 +183,9 @@ def _json_line(text: str) -> PromptLine:
 def _reason(error: Exception) -> str:
     if not isinstance(error, ValidationError):
         return one_line(str(error))
-    first = error.errors(include_url=False)[0]
+    found = error.errors(include_url=False)
+    # A misspelt key also leaves its right name missing; the misspelling is the better message.
+    first = next((e for e in found if e["type"] == "extra_forbidden"), found[0])
     name = ".".join(str(part) for part in first["loc"])
     if first["type"] == "extra_forbidden":
         names = list(PromptLine.model_fields)
