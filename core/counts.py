@@ -85,7 +85,7 @@ def _from_curve(name: str, length: int, rows: int, on: str) -> list[int]:
     mask_ratio = curve(name)
     if on == "counts":
         return _proportional([mask_ratio(1 - i / max(rows - 1, 1)) for i in range(rows)], length)
-    remaining = []
+    remaining: list[int] = []
     for i in range(rows):
         ratio = mask_ratio((i + 1) / rows)
         left = (

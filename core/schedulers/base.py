@@ -74,6 +74,12 @@ class BlockScheduler(SchedulerMixin, ConfigMixin):
     """Base of both families: strict configs that can be moved between family members."""
 
     order = 1
+    config_name = "scheduler_config.json"  # as every diffusers scheduler
+
+    @property
+    def config(self) -> Any:
+        """Settings as a frozen dictionary whose keys are also attributes."""
+        return self._internal_dict
 
     @classmethod
     def _get_compatibles(cls) -> list[type["BlockScheduler"]]:
@@ -112,7 +118,7 @@ class BlockScheduler(SchedulerMixin, ConfigMixin):
         } - {"self"}
         public = [key for key in (config or {}) if not key.startswith("_")]
         check_known_keys(cls.__name__, [*public, *kwargs], known)
-        return super().from_config(config, return_unused_kwargs, **kwargs)
+        return super().from_config(config or {}, return_unused_kwargs, **kwargs)
 
 
 def flow_noise(

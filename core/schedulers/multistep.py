@@ -21,7 +21,7 @@ from ..errors import UsageError, check_count, check_one_of, check_range, describ
 from .base import Row
 from .flow import LevelScheduler
 
-SOLVERS = {"dpm": DPMSolverMultistepScheduler, "unipc": UniPCMultistepScheduler}
+SOLVERS: dict[str, Any] = {"dpm": DPMSolverMultistepScheduler, "unipc": UniPCMultistepScheduler}
 
 
 class Multistep(LevelScheduler):
