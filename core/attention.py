@@ -6,12 +6,13 @@ FlexAttention. It knows neither masks as predicates nor caches.
 Invariant: all lowered forms give the same result up to rounding; rows that see nothing return 0.
 """
 
-import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import lru_cache
 from itertools import pairwise
 
 import torch
+import torch.nn.attention.flex_attention as flex_module
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
@@ -168,15 +169,29 @@ def _attend_flex(
         def score_mod(score, batch, head, q_index, k_index):
             return score + wide[batch, head, q_index, k_index]
 
-    run = _compiled_flex() if query.device.type == "cuda" else flex_attention
-    with warnings.catch_warnings():
-        # Eager FlexAttention on CPU is only the equality reference; its speed hint is expected.
-        warnings.filterwarnings("ignore", message=".*flex_attention called without torch.compile.*")
+    is_grouped = query.shape[1] != key.shape[1]
+    with _eager_flex(query.device.type != "cuda"):
+        run = _compiled_flex() if query.device.type == "cuda" else flex_attention
         return run(
             query,
             key,
             value,
             score_mod=score_mod,
             block_mask=lowered.block_mask,
-            enable_gqa=query.shape[1] != key.shape[1],
+            enable_gqa=is_grouped,
         )
+
+
+@contextmanager
+def _eager_flex(is_eager: bool) -> Iterator[None]:
+    """Run FlexAttention without Dynamo, as its own documentation offers for debugging.
+
+    Off CUDA it only serves as an equality reference without backward; traced there, it warns about
+    its speed, and its guards fail on predicates that have been collected (torch 2.11).
+    """
+    before = flex_module._FLEX_ATTENTION_DISABLE_COMPILE_DEBUG
+    flex_module._FLEX_ATTENTION_DISABLE_COMPILE_DEBUG = is_eager or before
+    try:
+        yield
+    finally:
+        flex_module._FLEX_ATTENTION_DISABLE_COMPILE_DEBUG = before

@@ -152,11 +152,22 @@ def flops(lowered: Lowered) -> int:
 
 
 def _lower(table: MaskTable, q: Layout, k: Layout, backend: str) -> Lowered:
+    batch = max(layout.block.shape[0] if layout.is_batched else 1 for layout in (q, k))
+    if _is_shared(q) and _is_shared(k):
+        q, k = _first(q), _first(k)
     seen = dense(table, q, k)
     if seen.ndim == 3 and bool((seen == seen[:1]).all()):
         # Rows of a batch nearly always share one mask; then the cheap forms apply.
-        return _choose(table, q, k, seen[0], backend, seen.shape[0])
-    return _choose(table, q, k, seen, backend, 1)
+        seen = seen[0]
+    return _choose(table, q, k, seen, backend, batch if seen.ndim == 2 else 1)
+
+
+def _is_shared(layout: Layout) -> bool:
+    """Whether all sequences are views of one (an expanded layout); costs no comparison."""
+    if not layout.is_batched:
+        return True
+    values = [getattr(layout, name) for name in INT_ATTRIBUTES]
+    return all(value.shape[0] == 1 or value.stride(0) == 0 for value in values)
 
 
 def _choose(
