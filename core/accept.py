@@ -35,7 +35,9 @@ def base_score(name: str, stats: TokenStats, *, log: bool = False) -> Float[Tens
     if name == "entropy":
         return -stats.entropy
     score = {"confidence": stats.prob, "max_prob": stats.max_prob, "margin": stats.margin}[name]
-    return score.clamp(min=torch.finfo(torch.float32).tiny).log() if log else score
+    # float64: the vector and scalar float32 logarithms differ in the last bit, by batch position.
+    safe = score.double().clamp(min=torch.finfo(torch.float32).tiny)
+    return safe.log().float() if log else score
 
 
 def add_choice_noise(

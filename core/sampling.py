@@ -198,14 +198,26 @@ def token_stats(
         logits: Finite or -inf; -inf codes have probability 0 and add nothing to the entropy.
         codes: Indices into the last axis.
     """
-    probs = logits.float().softmax(dim=-1)
-    # xlogy-like: 0 * log 0 = 0, where the plain product would be nan.
-    plogp = torch.where(probs > 0, probs * logits.float().log_softmax(dim=-1), 0.0)
+    logits = logits.float()
+    probs = logits.softmax(dim=-1)
     best = probs.topk(min(2, probs.shape[-1]), dim=-1).values
     second = best[..., 1] if best.shape[-1] > 1 else torch.zeros_like(best[..., 0])
     prob = probs.gather(-1, codes[..., None])[..., 0]
-    entropy = -plogp.sum(dim=-1)
-    return TokenStats(prob, best[..., 0], best[..., 0] - second, entropy.clamp(min=0.0))
+    entropy = _entropy(logits, probs, best[..., 0])
+    return TokenStats(prob, best[..., 0], best[..., 0] - second, entropy)
+
+
+def _entropy(logits: Tensor, probs: Tensor, max_prob: Tensor) -> Tensor:
+    """Compute -sum p log p as -log p_max - sum p (x - x_max), which needs no second exponential."""
+    centred = logits - logits.amax(dim=-1, keepdim=True)
+    # Any finite floor will do: probabilities there are 0, and 0 * -inf would be nan.
+    terms = probs * centred.clamp_(min=-1e4)
+    # Parts added in order: torch splits one long sum over threads when it is alone, and so the
+    # bits of an item would depend on its batch.
+    total = torch.zeros_like(max_prob)
+    for part in terms.split(4096, dim=-1):
+        total = total + part.sum(dim=-1)
+    return (-max_prob.double().log() - total).float().clamp(min=0.0)
 
 
 def sample_codes(

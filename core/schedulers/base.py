@@ -74,7 +74,7 @@ class BlockScheduler(SchedulerMixin, ConfigMixin):
     """Base of both families: strict configs that can be moved between family members."""
 
     order = 1
-    config_name = "scheduler_config.json"  # as every diffusers scheduler
+    config_name: Any = "scheduler_config.json"  # as every diffusers scheduler
 
     @property
     def config(self) -> Any:
