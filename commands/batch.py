@@ -72,7 +72,7 @@ def _check_lines(
     for entry in read_items(path, defaults, args.limit):
         total += 1
         if isinstance(entry, Item):
-            settings = canonical_json(models.call_settings(entry.params))
+            settings = models.group_key(entry.params)[0]
             if settings not in checked:
                 models.check_model_limits(entry.params, choice)
                 checked.add(settings)
@@ -128,7 +128,7 @@ class _Work:
     def draw_all(self, items: Iterator[Item]) -> None:
         """Draw what is missing, neighbours with equal settings together."""
         missing = (item for item in items if not self.is_there(item))
-        for _, group in groupby(missing, lambda item: models.call_settings(item.params)):
+        for _, group in groupby(missing, lambda item: models.group_key(item.params)):
             while chunk := list(islice(group, self.args.batch_size)):
                 self.draw_chunk(chunk)
 

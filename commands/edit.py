@@ -35,12 +35,13 @@ def run(args: Edit) -> int:
     warn_when_different(choice, earlier)
     params = _params(args, choice, earlier, pixels_sha256(image))
     models.check_model_limits(params, choice)
-    keep = keep_mask(params.region or "", image.width, image.height)
+    box = region_box(params.region or "", image.width, image.height)
     path = target.path(0, params)
     output.refuse_overwriting([(path, params.key(choice.weights_sha256))], overwrite=args.overwrite)
     device = models.pick_device(args.device, params.dtype)
     output.ensure_writable(target.folder)
     pipe = models.open_model(choice, device, params.dtype)
+    keep = keep_mask(box, image.size, pipe.tokenizer.image_size)
     drawn = models.draw(pipe, [params], image=image, keep=keep)[0]
     record = choice.record(params)
     digest = save_png(drawn, path, None if args.no_metadata else record)
@@ -121,20 +122,24 @@ def region_box(region: str, width: int, height: int) -> tuple[int, int, int, int
     return x0, y0, x1, y1
 
 
-def keep_mask(region: str, width: int, height: int) -> "np.ndarray":
-    """Say which pixels of the input stay.
+def keep_mask(
+    box: tuple[int, int, int, int], image_size: tuple[int, int], model_size: int
+) -> "np.ndarray":
+    """Say which pixels of the model's square picture stay.
 
     Args:
-        region: What is redrawn, as for `region_box`.
-        width: Width of the input in pixels.
-        height: Height of the input in pixels.
+        box: (x0, y0, x1, y1) to redraw, in pixels of the input.
+        image_size: (width, height) of the input.
+        model_size: Side of the model's picture in pixels; the input is resampled to it.
 
     Returns:
-        Boolean array [height, width], True = keep.
+        Boolean array [model_size, model_size], True = keep; the box grows to whole pixels.
     """
     import numpy as np
 
-    x0, y0, x1, y1 = region_box(region, width, height)
-    keep = np.ones((height, width), dtype=bool)
-    keep[y0:y1, x0:x1] = False
+    (x0, y0, x1, y1), (width, height) = box, image_size
+    keep = np.ones((model_size, model_size), dtype=bool)
+    rows = slice(y0 * model_size // height, -(-y1 * model_size // height))
+    columns = slice(x0 * model_size // width, -(-x1 * model_size // width))
+    keep[rows, columns] = False
     return keep

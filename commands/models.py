@@ -19,6 +19,7 @@ from ..pipelines.params import (
     ImageParams,
     Record,
     bundled_models,
+    canonical_json,
     model_folder,
     package_versions,
     weights_hash,
@@ -103,19 +104,16 @@ def recipe_name(folder: Path) -> str:
     """Read the recipe's name from a saved pipeline; empty when it does not say.
 
     Raises:
-        ModelError: `model_index.json` or `recipe.json` is too large or not JSON.
+        ModelError: The model's configuration is too large or not a JSON object.
     """
-    for name in ("recipe.json", "model_index.json"):
-        path = folder / name
-        if not path.is_file():
-            continue
-        content = read_config(path)
-        recipe = content.get("recipe", content.get("name"))
-        if isinstance(recipe, dict):
-            recipe = recipe.get("name")
-        if isinstance(recipe, str):
-            return recipe
-    return ""
+    recipe = _config_of(folder, "model").get("recipe")
+    name = recipe.get("name") if isinstance(recipe, dict) else None
+    return name if isinstance(name, str) else ""
+
+
+def _config_of(folder: Path, component: str) -> dict[str, Any]:
+    path = folder / component / "config.json"
+    return read_config(path) if path.is_file() else {}
 
 
 def read_config(path: Path) -> dict[str, Any]:
@@ -185,10 +183,12 @@ def open_model(choice: Choice, device: "torch.device", dtype: str = "float32") -
     import sys
 
     import torch
+    from diffusers.utils import logging
     from safetensors import SafetensorError
 
     from ..pipelines.auto import AutoPipeline
 
+    logging.disable_progress_bar()  # loading a small model needs no bar; drawing has its own
     try:
         pipe = AutoPipeline.from_pretrained(str(choice.folder), dtype=getattr(torch, dtype))
     except BlockloomError:
@@ -212,16 +212,14 @@ def check_model_limits(params: ImageParams, choice: Choice) -> None:
     Raises:
         UsageError: top_k over the vocabulary, or a size that the tokenizer cannot draw.
     """
-    path = choice.folder / "tokenizer" / "config.json"
-    config = read_config(path) if path.is_file() else {}
-    vocabulary = config.get("codebook_size")
-    if params.top_k and isinstance(vocabulary, int) and params.top_k > vocabulary:
+    vocabulary = _config_of(choice.folder, "model").get("codebook_size")
+    if params.top_k and isinstance(vocabulary, int) and params.top_k > max(vocabulary, 1):
         raise UsageError(
             explain(
                 "--top-k", got=str(params.top_k), allowed=f"1 to {vocabulary}", hint=str(vocabulary)
             )
         )
-    size = config.get("image_size")
+    size = _config_of(choice.folder, "tokenizer").get("image_size")
     for flag, value in (("--height", params.height), ("--width", params.width)):
         if value and isinstance(size, int) and value != size:
             raise UsageError(
@@ -247,12 +245,20 @@ def call_settings(params: ImageParams) -> dict[str, Any]:
     }
 
 
+def group_key(params: ImageParams) -> tuple[str, bool]:
+    """Name what pictures drawn in one call must agree on.
+
+    A missing negative prompt and an empty one are different things, so they never share a call.
+    """
+    return canonical_json(call_settings(params)), params.negative_prompt is None
+
+
 def draw(pipe: Any, group: Sequence[ImageParams], **context: Any) -> "list[Image]":
     """Draw pictures that share their settings in one call.
 
     Args:
         pipe: From `open_model`.
-        group: Parameters, differing in prompt, negative prompt and seed only.
+        group: Parameters with the same `group_key`.
         context: Further arguments of the pipeline (`image`, `keep`).
 
     Returns:
@@ -264,8 +270,8 @@ def draw(pipe: Any, group: Sequence[ImageParams], **context: Any) -> "list[Image
     from ..core.sampling import item_generator
 
     settings = call_settings(group[0])
-    if any(params.negative_prompt for params in group):
-        settings["negative_prompt"] = [params.negative_prompt or "" for params in group]
+    if group[0].negative_prompt is not None:
+        settings["negative_prompt"] = [params.negative_prompt for params in group]
     try:
         result = pipe(
             prompt=[params.full_prompt for params in group],

@@ -3,6 +3,7 @@
 import os
 import socket
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import jaxtyping
@@ -32,3 +33,31 @@ def no_network() -> Iterator[None]:
     socket.socket.connect = guarded  # type: ignore[method-assign]
     yield
     socket.socket.connect = connect  # type: ignore[method-assign]
+
+
+@pytest.fixture(scope="session")
+def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a saved pipeline of real classes: 4 x 4 tokens of 8 colours, untrained weights."""
+    import torch
+
+    from blockloom.core.recipe import load_recipe
+    from blockloom.models.generator import GenerativeModel
+    from blockloom.pipelines.image import ImagePipeline
+    from blockloom.tokenizers.build import build_tokenizer
+
+    sizes = ["backbone.dim=32", "backbone.layers=1", "backbone.heads=2"]
+    recipe = load_recipe("image/maskgit", [*sizes, "text.dim=16", "text.buckets=32"])
+    tokenizer: Any = build_tokenizer({"kind": "palette", "image_size": 16, "patch": 4})
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = GenerativeModel(
+            recipe.model_dump(mode="json"),
+            *tokenizer.grid,
+            num_codebooks=tokenizer.num_codebooks,
+            codebook_size=tokenizer.codebook_size,
+        )
+        for parameter in model.parameters():  # heads start at zero; pictures should differ
+            torch.nn.init.normal_(parameter, std=0.3)
+    folder = tmp_path_factory.mktemp("models") / "tiny"
+    ImagePipeline(tokenizer, model).save_pretrained(folder)
+    return folder

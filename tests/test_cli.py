@@ -33,8 +33,10 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> str:
     folder = tmp_path_factory.mktemp("model") / "tiny"
     (folder / "tokenizer").mkdir(parents=True)
     (folder / "model_index.json").write_text('{"_class_name": "ImagePipeline"}')
-    (folder / "recipe.json").write_text('{"name": "image/maskgit"}')
-    (folder / "tokenizer" / "config.json").write_text('{"codebook_size": 64, "image_size": 16}')
+    config = '{"recipe": {"name": "image/maskgit"}, "codebook_size": 64}'
+    (folder / "model").mkdir()
+    (folder / "model" / "config.json").write_text(config)
+    (folder / "tokenizer" / "config.json").write_text('{"image_size": 16}')
     save_file({"weight": np.zeros(3, "float32")}, folder / "tokenizer" / "model.safetensors")
     return str(folder)
 
@@ -212,10 +214,10 @@ class TestModels:
 
     @pytest.mark.parametrize("content", ["{", "[1]", "[" * 100_000, " " * 2_000_000])
     def test_broken_index(self, content: str, run: Runner, model: str) -> None:
-        (Path(model) / "recipe.json").write_text(content)
+        (Path(model) / "model" / "config.json").write_text(content)
         code, _, err = run("generate", "image", "x", "--model", model)
         assert code == 4
-        assert "recipe.json" in err
+        assert "config.json" in err
 
     def test_recipe_without_weights_says_how_to_train(self, run: Runner) -> None:
         code, _, err = run("generate", "image", "x", "--recipe", "image/ardm")
@@ -314,17 +316,20 @@ class TestEdit:
         assert code == 2
         assert "try 4,4,8,8" in err
 
-    def test_keep_mask(self) -> None:
-        keep = edit.keep_mask("right", 6, 4)
-        assert keep.shape == (4, 6)
-        assert keep[:, :3].all()
-        assert not keep[:, 3:].any()
-        keep = edit.keep_mask("1,2,3,4", 6, 4)
-        assert keep.sum() == 24 - 4
-        assert not keep[2:4, 1:3].any()
+    def test_region_and_keep_mask(self) -> None:
         assert edit.region_box("top", 6, 5) == (0, 0, 6, 2)
+        assert edit.region_box("right", 6, 5) == (3, 0, 6, 5)
+        assert edit.region_box("1,2,3,4", 6, 4) == (1, 2, 3, 4)
         with pytest.raises(UsageError, match="inside 0,0,6,4"):
             edit.region_box("0,0,7,4", 6, 4)
+        keep = edit.keep_mask((3, 0, 6, 4), (6, 4), 8)
+        assert keep.shape == (8, 8)
+        assert keep[:, :4].all()
+        assert not keep[:, 4:].any()
+        # 1..2 of 5 pixels covers 1.6..3.2 of 8: grown to 1..4
+        keep = edit.keep_mask((1, 1, 2, 2), (5, 5), 8)
+        assert (~keep).sum() == 9
+        assert not keep[1:4, 1:4].any()
 
 
 class TestBatchFiles:
