@@ -2,7 +2,10 @@
 
 What it is: a table of classes, a table of presets, one factory.
 What it does not know: recipes, models.
-Invariants: every preset builds; a preset is plain JSON and can be overridden key by key.
+Invariants: every preset builds; a preset is plain JSON and can be overridden key by key. Presets
+name the plan, the order and the accept rule; two published details are not reproduced: TiTok ranks
+by raw logits (here log-probabilities), and Halton-MaskGIT raises its logits by up to 1.2 over the
+rows (set `temperature_end` for that).
 """
 
 from collections.abc import Mapping

@@ -51,6 +51,10 @@ CHOICE_RAMPS = ("linear", "linspace", "constant")
 class UnmaskScheduler(BlockScheduler):
     """Reveal masked slots over several rows.
 
+    Rules that decide their own count ("threshold", "entropy_budget", ...) may finish an item before
+    the last row; the last row reveals whatever is left. `num_steps` is thus a budget: set it to the
+    block length to never cut such a rule short.
+
     Args:
         num_steps: Rows per block; clamped to the number of masked slots.
         count: Count plan of `core.counts.reveal_counts`, or the counts themselves, or "binomial":
