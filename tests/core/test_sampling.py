@@ -3,6 +3,7 @@ import math
 import pytest
 import torch
 
+from blockloom.core import sampling
 from blockloom.core.errors import UsageError
 from blockloom.core.sampling import (
     filter_logits,
@@ -160,3 +161,13 @@ def test_an_items_codes_and_stats_are_bit_equal_alone_and_in_a_batch(vocab, temp
 def test_errors_name_the_value(call, match):
     with pytest.raises(UsageError, match=match):
         call(torch.zeros(1, 2, 3))
+
+
+@pytest.mark.parametrize(("uniform", "code"), [(0.0, 1), (0.4999, 1), (0.5, 2), (1 - 2**-53, 2)])
+def test_extreme_random_numbers_never_draw_a_code_of_probability_zero(uniform, code, monkeypatch):
+    def fixed(shape, generators, device, dtype):
+        return torch.full((len(generators), *shape), uniform, dtype=dtype, device=device)
+
+    monkeypatch.setattr(sampling, "per_item_rand", fixed)
+    logits = torch.tensor([[[-torch.inf, 0.0, 0.0, -torch.inf]]])
+    assert sample_codes(logits, streams(0))[0].item() == code
