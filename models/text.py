@@ -23,7 +23,8 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from torch.nn import functional
 
-from ..core.numerics import RowStableLinear
+from ..core.errors import UsageError, check_count, describe
+from ..core.numerics import RowStableActivation, RowStableLinear
 
 CHARS_PER_WORD_CAP = 64
 NGRAM_CHARS_CAP = 32
@@ -185,7 +186,7 @@ class TextLayer(nn.Module):
         self.norm_mlp = nn.LayerNorm(dim)
         self.mlp = nn.Sequential(
             RowStableLinear(dim, int(dim * mlp_ratio)),
-            nn.GELU(approximate="tanh"),
+            RowStableActivation("gelu"),
             RowStableLinear(int(dim * mlp_ratio), dim),
         )
 
@@ -231,7 +232,7 @@ class HashTextEncoder(ModelMixin, ConfigMixin):
         mlp_ratio: Feed-forward width over `dim`.
 
     Raises:
-        ValueError: A size is not positive, or `num_heads` does not divide `dim`.
+        UsageError: A size is not positive, or `num_heads` does not divide `dim`.
 
     Source: subword hashing of fastText (arXiv:1607.04606); differs: signs, symbols and whole words
     share one table, and a transformer follows.
@@ -253,13 +254,10 @@ class HashTextEncoder(ModelMixin, ConfigMixin):
         super().__init__()
         sizes = {"dim": dim, "num_buckets": num_buckets, "max_words": max_words}
         for name, size in (sizes | {"max_features": max_features, "num_heads": num_heads}).items():
-            if size < 1:
-                raise ValueError(f"{name} must be at least 1, got {size}; nearest legal value is 1")
+            check_count(name, size)
         if dim % num_heads:
             nearest = max(n for n in range(1, num_heads + 1) if dim % n == 0)
-            raise ValueError(
-                f"num_heads must divide dim {dim}, got {num_heads}; nearest legal value {nearest}"
-            )
+            raise UsageError(describe("num_heads", num_heads, f"divisors of dim {dim}", nearest))
         self.truncated = 0
         self.buckets = nn.Parameter(torch.randn(num_buckets + 1, dim) * dim**-0.5)
         self.positions = nn.Parameter(torch.randn(max_words, dim) * dim**-0.5)
@@ -269,7 +267,9 @@ class HashTextEncoder(ModelMixin, ConfigMixin):
             [TextLayer(dim, num_heads, mlp_ratio) for _ in range(num_layers)]
         )
         self.norm = nn.LayerNorm(dim)
-        self.pool = nn.Sequential(RowStableLinear(dim, dim), nn.SiLU(), RowStableLinear(dim, dim))
+        self.pool = nn.Sequential(
+            RowStableLinear(dim, dim), RowStableActivation("silu"), RowStableLinear(dim, dim)
+        )
 
     def tokenize(self, prompts: Sequence[str]) -> Int[Tensor, "batch text features"]:
         """Hash prompts into bucket ids; very long prompts are cut before any work.
@@ -281,7 +281,7 @@ class HashTextEncoder(ModelMixin, ConfigMixin):
             Int64 ids on the CPU, -1 where there is no word or feature.
 
         Raises:
-            ValueError: An item is not a string.
+            UsageError: An item is not a string.
         """
         settings = self.config
         ids = np.full((len(prompts), settings.max_words, settings.max_features), -1, dtype=np.int64)
@@ -289,8 +289,7 @@ class HashTextEncoder(ModelMixin, ConfigMixin):
         truncated = 0
         for row, prompt in enumerate(prompts):
             if not isinstance(prompt, str):
-                # ValueError, not TypeError: callers treat every bad setting alike.
-                raise ValueError(f"prompts[{row}] must be a string, got {type(prompt).__name__}")
+                raise UsageError(f"prompts[{row}] must be a string, got {type(prompt).__name__}")
             words = split_words(prompt[:char_cap])
             truncated += len(prompt) > char_cap or len(words) > settings.max_words
             for place, word in enumerate(words[: settings.max_words]):

@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
+from ...core.errors import UsageError, check_one_of
 from .base import Head, HeadSample
 from .categorical import CategoricalHead
 from .diffusion import DiffusionHead
@@ -51,12 +52,11 @@ def build_head(
         The head, freshly initialised.
 
     Raises:
-        ValueError: Unknown kind, unknown setting, or a tokenizer of the wrong value type.
+        UsageError: Unknown kind, unknown setting, or a tokenizer of the wrong value type.
     """
     settings = dict(config)
     kind = settings.pop("kind", None)
-    if kind not in _HEADS:
-        raise ValueError(f"head.kind must be one of {sorted(_HEADS)}, got {kind!r}")
+    check_one_of("head.kind", kind, sorted(_HEADS))
     if _HEADS[kind].value == "code":
         sizes = {"vocab_size": codebook_size, "num_codebooks": num_codebooks}
         needed = codebook_size
@@ -64,11 +64,11 @@ def build_head(
         sizes = {"channels": latent_channels}
         needed = latent_channels
     if needed is None:
-        raise ValueError(
+        raise UsageError(
             f"head.kind {kind!r} needs a tokenizer with {_HEADS[kind].value} values, got one "
             "without; pick a tokenizer or a head of the other value type"
         )
     try:
         return _HEADS[kind](dim, **(sizes | settings))
     except TypeError as error:
-        raise ValueError(f"head.{kind} got a setting it does not have: {error}") from error
+        raise UsageError(f"head.{kind} has no such setting: {error}") from error

@@ -10,10 +10,9 @@ import math
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
-from torch.nn import functional
 
-from ...core.numerics import RowStableLinear
-from .base import require_positive, zero_init
+from ...core.numerics import RowStableActivation, RowStableLinear, row_stable_activation
+from .base import check_sizes, zero_init
 
 FOURIER_DIM = 128
 FOURIER_PERIOD = 10000.0
@@ -47,7 +46,9 @@ class ScalarEmbedder(nn.Sequential):
 
     def __init__(self, width: int) -> None:
         super().__init__(
-            RowStableLinear(FOURIER_DIM, width), nn.SiLU(), RowStableLinear(width, width)
+            RowStableLinear(FOURIER_DIM, width),
+            RowStableActivation("silu"),
+            RowStableLinear(width, width),
         )
 
     def forward(self, scalar: Float[Tensor, "*rows"]) -> Float[Tensor, "*rows width"]:
@@ -88,9 +89,11 @@ class AdaLNLayer(nn.Module):
         Returns:
             Updated features; equal to `x` at initialisation.
         """
-        shift, scale, gate = self.modulation(functional.silu(condition)).chunk(3, dim=-1)
+        shift, scale, gate = self.modulation(row_stable_activation("silu", condition)).chunk(
+            3, dim=-1
+        )
         value, switch = self.expand(self.norm(x) * (1 + scale) + shift).chunk(2, dim=-1)
-        return x + gate * self.shrink(value * functional.silu(switch))
+        return x + gate * self.shrink(value * row_stable_activation("silu", switch))
 
 
 class AdaLNMLP(nn.Module):
@@ -104,14 +107,14 @@ class AdaLNMLP(nn.Module):
         num_scalars: Scalars per token, e.g. 1 for the noise level, 2 with the step size.
 
     Raises:
-        ValueError: A size is not positive.
+        UsageError: A size is not positive.
     """
 
     def __init__(
         self, dim: int, channels: int, width: int, depth: int, num_scalars: int = 1
     ) -> None:
         super().__init__()
-        require_positive(dim=dim, channels=channels, width=width, depth=depth)
+        check_sizes(dim=dim, channels=channels, width=width, depth=depth)
         self.norm_hidden = nn.LayerNorm(dim)
         self.from_hidden = RowStableLinear(dim, width)
         self.from_noisy = RowStableLinear(channels, width)
@@ -153,5 +156,5 @@ class AdaLNMLP(nn.Module):
         x = self.from_noisy(noisy)
         for layer in self.layers:
             x = layer(x, condition)
-        shift, scale = self.modulation(functional.silu(condition)).chunk(2, dim=-1)
+        shift, scale = self.modulation(row_stable_activation("silu", condition)).chunk(2, dim=-1)
         return self.out(self.norm_out(x) * (1 + scale) + shift)

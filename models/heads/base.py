@@ -15,6 +15,7 @@ import torch
 from jaxtyping import Float, Shaped
 from torch import Tensor, nn
 
+from ...core.errors import check_count
 from ...core.guidance import guide
 from ...core.sampling import TokenStats
 
@@ -142,15 +143,14 @@ def zero_init(layer: nn.Linear) -> nn.Linear:
     return layer
 
 
-def require_positive(**settings: float) -> None:
-    """Check that numeric settings are positive.
+def check_sizes(**sizes: int) -> None:
+    """Require every size to be a whole number of at least 1.
 
     Args:
-        **settings: Name and value of each setting.
+        **sizes: Name and value of each setting.
 
     Raises:
-        ValueError: A value is zero or below; the message names it and the nearest legal value.
+        UsageError: A size is not; the message names it.
     """
-    for name, value in settings.items():
-        if value <= 0:
-            raise ValueError(f"{name} must be positive, got {value}; nearest legal value is 1")
+    for name, size in sizes.items():
+        check_count(name, size)

@@ -13,9 +13,10 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from torch.nn import functional
 
+from ...core.errors import check_range
 from ...core.numerics import RowStableLinear
 from ...core.sampling import TokenStats, sample_codes
-from .base import Head, HeadSample, guided, require_positive, zero_init
+from .base import Head, HeadSample, check_sizes, guided, zero_init
 
 
 class CategoricalHead(Head):
@@ -25,10 +26,10 @@ class CategoricalHead(Head):
         dim: Width of the trunk states.
         vocab_size: Codes per codebook.
         num_codebooks: Codes per token.
-        label_smoothing: Default smoothing of the loss, in [0, 1).
+        label_smoothing: Default smoothing of the loss, in [0, 0.99].
 
     Raises:
-        ValueError: A size is not positive or the smoothing is outside [0, 1).
+        UsageError: A size is not positive or the smoothing is outside [0, 0.99].
     """
 
     value: ClassVar[str] = "code"
@@ -41,12 +42,8 @@ class CategoricalHead(Head):
         label_smoothing: float = 0.0,
     ) -> None:
         super().__init__()
-        require_positive(dim=dim, vocab_size=vocab_size, num_codebooks=num_codebooks)
-        if not 0 <= label_smoothing < 1:
-            raise ValueError(
-                f"label_smoothing must be in [0, 1), got {label_smoothing}; "
-                f"nearest legal value is {0.0 if label_smoothing < 0 else 0.99}"
-            )
+        check_sizes(dim=dim, vocab_size=vocab_size, num_codebooks=num_codebooks)
+        check_range("label_smoothing", label_smoothing, 0.0, 0.99)
         self.vocab_size = vocab_size
         self.num_codebooks = num_codebooks
         self.label_smoothing = label_smoothing

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ...core.sampling import per_item_randn
 from .adaln import AdaLNMLP
-from .base import Head, HeadSample, guided, require_positive, stack_branches
+from .base import Head, HeadSample, check_sizes, guided, stack_branches
 from .solvers import (
     NUM_TRAIN_STEPS,
     alpha_bar_table,
@@ -75,7 +75,7 @@ class DiffusionHead(Head):
             the first of these.
 
     Raises:
-        ValueError: A size is not positive, or objective, solver or steps are not legal.
+        UsageError: A size is not positive, or objective, solver or steps are not legal.
     """
 
     def __init__(
@@ -91,7 +91,7 @@ class DiffusionHead(Head):
         solver: str | None = None,
     ) -> None:
         super().__init__()
-        require_positive(draws=draws)
+        check_sizes(draws=draws)
         solver = solver or {"velocity": "euler", "eps": "ddpm"}.get(objective, "euler")
         check_solver(objective, solver, steps)
         self.channels = channels
@@ -177,7 +177,7 @@ class DiffusionHead(Head):
             Latents; no statistics, because the head has no tractable density.
 
         Raises:
-            ValueError: Solver or steps are not legal.
+            UsageError: Solver or steps are not legal.
         """
         steps = self.steps if steps is None else steps
         solver = solver or self.solver

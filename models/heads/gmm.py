@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from ...core.numerics import RowStableLinear
 from ...core.sampling import per_item_gumbel, per_item_randn
-from .base import Head, HeadSample, require_positive, zero_init
+from .base import Head, HeadSample, check_sizes, zero_init
 
 MIN_DEVIATION = 1e-6
 WIDEST_GUIDED = 2.0
@@ -124,12 +124,12 @@ class GaussianMixtureHead(Head):
         num_mixtures: Components.
 
     Raises:
-        ValueError: A size is not positive.
+        UsageError: A size is not positive.
     """
 
     def __init__(self, dim: int, channels: int, num_mixtures: int = 16) -> None:
         super().__init__()
-        require_positive(dim=dim, channels=channels, num_mixtures=num_mixtures)
+        check_sizes(dim=dim, channels=channels, num_mixtures=num_mixtures)
         self.channels = channels
         self.num_mixtures = num_mixtures
         self.norm = nn.LayerNorm(dim)

@@ -12,10 +12,10 @@ from typing import ClassVar
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
-from torch.nn import functional
 
-from ...core.numerics import RowStableLinear
-from .base import Head, require_positive, zero_init
+from ...core.errors import check_one_of
+from ...core.numerics import RowStableLinear, row_stable_activation
+from .base import Head, check_sizes, zero_init
 
 PREDICTIONS = ("velocity", "eps")
 MIN_CLEAN_SHARE = 1e-3
@@ -31,7 +31,7 @@ class PatchHead(Head):
         modulated: Scale and shift the normalised state by the conditioning vector (adaLN).
 
     Raises:
-        ValueError: A size is not positive or the prediction is unknown.
+        UsageError: A size is not positive or the prediction is unknown.
     """
 
     runs: ClassVar[str] = "row"
@@ -40,9 +40,8 @@ class PatchHead(Head):
         self, dim: int, channels: int, prediction: str = "velocity", modulated: bool = True
     ) -> None:
         super().__init__()
-        require_positive(dim=dim, channels=channels)
-        if prediction not in PREDICTIONS:
-            raise ValueError(f"prediction must be one of {PREDICTIONS}, got {prediction!r}")
+        check_sizes(dim=dim, channels=channels)
+        check_one_of("prediction", prediction, PREDICTIONS)
         self.channels = channels
         self.prediction = prediction
         self.norm = nn.LayerNorm(dim, elementwise_affine=not modulated)
@@ -67,7 +66,7 @@ class PatchHead(Head):
         state = self.norm(hidden)
         if self.modulation is not None and cond is not None:
             cond = cond if cond.ndim == hidden.ndim else cond[:, None]
-            shift, scale = self.modulation(functional.silu(cond)).chunk(2, dim=-1)
+            shift, scale = self.modulation(row_stable_activation("silu", cond)).chunk(2, dim=-1)
             state = state * (1 + scale) + shift
         return self.out(state)
 

@@ -16,9 +16,10 @@ from einops import rearrange, repeat
 from jaxtyping import Float
 from torch import Tensor
 
+from ...core.errors import check_one_of, check_range
 from ...core.sampling import per_item_randn
 from .adaln import AdaLNMLP
-from .base import Head, HeadSample, guided, require_positive, stack_branches
+from .base import Head, HeadSample, check_sizes, guided, stack_branches
 from .diffusion import draw_normal, draw_uniform
 
 MAX_HALVINGS = 7
@@ -35,10 +36,10 @@ class ShortcutHead(Head):
         depth: Residual layers of the network.
         draws: Independent noise levels per token and training step.
         steps: Default sampling steps, a power of two up to 128.
-        bootstrap: Share of the rows trained by self-consistency, in [0, 1).
+        bootstrap: Share of the rows trained by self-consistency, in [0, 0.99].
 
     Raises:
-        ValueError: A size is not positive, steps is no power of two, or bootstrap is not legal.
+        UsageError: A size is not positive, steps is no power of two, or bootstrap is not legal.
     """
 
     def __init__(
@@ -53,12 +54,8 @@ class ShortcutHead(Head):
         bootstrap: float = 0.25,
     ) -> None:
         super().__init__()
-        require_positive(draws=draws)
-        if not 0 <= bootstrap < 1:
-            raise ValueError(
-                f"bootstrap must be in [0, 1), got {bootstrap}; "
-                f"nearest legal value is {0.0 if bootstrap < 0 else 0.99}"
-            )
+        check_sizes(draws=draws)
+        check_range("bootstrap", bootstrap, 0.0, 0.99)
         self.channels = channels
         self.draws = draws
         self.steps = _check_steps(steps)
@@ -171,7 +168,7 @@ class ShortcutHead(Head):
             Latents; no statistics, because the head has no tractable density.
 
         Raises:
-            ValueError: `steps` is no power of two in [1, 128].
+            UsageError: `steps` is no power of two in [1, 128].
         """
         steps = _check_steps(self.steps if steps is None else steps)
         shape = (hidden.shape[1], self.channels)
@@ -190,13 +187,7 @@ class ShortcutHead(Head):
 
 def _check_steps(steps: int) -> int:
     """Return `steps` if it is a power of two in [1, 128], else say which one is nearest."""
-    legal = [2**power for power in range(MAX_HALVINGS + 1)]
-    if steps not in legal:
-        nearest = min(legal, key=lambda value: abs(value - steps))
-        raise ValueError(
-            f"steps must be a power of two in [1, {legal[-1]}], got {steps}; "
-            f"nearest legal value is {nearest}"
-        )
+    check_one_of("steps", steps, [2**power for power in range(MAX_HALVINGS + 1)])
     return steps
 
 

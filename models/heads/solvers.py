@@ -16,6 +16,7 @@ from diffusers.schedulers.scheduling_ddpm import betas_for_alpha_bar
 from jaxtyping import Float
 from torch import Tensor
 
+from ...core.errors import check_count, check_one_of
 from ...core.sampling import per_item_randn
 
 Predict = Callable[[Tensor, float], Tensor]
@@ -70,21 +71,11 @@ def check_solver(objective: str, solver: str, num_steps: int) -> None:
         num_steps: Solver steps, in [1, 1000].
 
     Raises:
-        ValueError: One of them is not legal.
+        UsageError: One of them is not legal.
     """
-    if objective not in SOLVERS:
-        raise ValueError(f"objective must be one of {tuple(SOLVERS)}, got {objective!r}")
-    if solver not in SOLVERS[objective]:
-        raise ValueError(
-            f"solver for objective {objective!r} must be one of {SOLVERS[objective]}, "
-            f"got {solver!r}; nearest legal value is {SOLVERS[objective][0]!r}"
-        )
-    if not 1 <= num_steps <= NUM_TRAIN_STEPS:
-        nearest = min(max(num_steps, 1), NUM_TRAIN_STEPS)
-        raise ValueError(
-            f"steps must be in [1, {NUM_TRAIN_STEPS}], got {num_steps}; "
-            f"nearest legal value is {nearest}"
-        )
+    check_one_of("objective", objective, tuple(SOLVERS))
+    check_one_of(f"solver of the {objective} objective", solver, SOLVERS[objective])
+    check_count("steps", num_steps, 1, NUM_TRAIN_STEPS)
 
 
 def solve_euler(

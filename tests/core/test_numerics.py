@@ -4,7 +4,11 @@ import pytest
 import torch
 from torch.nn import functional
 
-from blockloom.core.numerics import RowStableLinear, row_stable_linear
+from blockloom.core.numerics import (
+    RowStableActivation,
+    RowStableLinear,
+    row_stable_linear,
+)
 
 
 def _layer_and_rows(dtype: torch.dtype, features: int, out: int, num_rows: int = 64):
@@ -49,3 +53,23 @@ def test_no_bias_and_no_rows():
         got = row_stable_linear(torch.ones(1, 3), weight)
         assert got.tolist() == [[3.0, 12.0]]
         assert row_stable_linear(torch.ones(0, 3), weight).shape == (0, 2)
+
+
+@pytest.mark.parametrize("kind", ["silu", "gelu", "sigmoid"])
+@pytest.mark.parametrize("width", [3, 16, 48, 192])
+def test_activation_rows_are_bit_equal_and_right(kind, width):
+    plain = {
+        "silu": functional.silu,
+        "gelu": lambda x: functional.gelu(x, approximate="tanh"),
+        "sigmoid": torch.sigmoid,
+    }[kind]
+    rows = torch.randn(300, width, generator=torch.Generator().manual_seed(width))
+    activate = RowStableActivation(kind)
+    with torch.no_grad():
+        full = activate(rows)
+        torch.testing.assert_close(full, plain(rows))
+        for count in range(1, 300, 7):
+            assert torch.equal(activate(rows[:count]), full[:count]), count
+    rows.requires_grad_()
+    activate(rows).sum().backward()
+    assert rows.grad.isfinite().all()
