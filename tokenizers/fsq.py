@@ -1,7 +1,7 @@
 """Discrete image tokenizer with product finite scalar quantisation.
 
 Every grid cell is `num_codebooks` codes; a code names one point of a fixed lattice with `levels`
-steps an axis. There is no learned codebook, so nothing can collapse. Quantisation runs in float32.
+steps an axis. There is no learned codebook, so nothing can collapse.
 
 It does not know how codes are generated.
 """
@@ -9,28 +9,19 @@ It does not know how codes are generated.
 import math
 from collections.abc import Sequence
 
-import torch
-from diffusers.configuration_utils import ConfigMixin, register_to_config
-from diffusers.models.modeling_utils import ModelMixin
-from einops import rearrange
-from jaxtyping import Float, Int
+from diffusers.configuration_utils import register_to_config
 from torch import Tensor
 from vector_quantize_pytorch import FSQ
 
-from .base import check_codes, check_pixels
-from .conv import ConvDecoder, ConvEncoder
-from .losses import reconstruction_loss
+from .discrete import DiscreteTokenizer
 
 
-class FSQTokenizer(ModelMixin, ConfigMixin):
+class FSQTokenizer(DiscreteTokenizer):
     """Convolutional autoencoder whose latent is quantised to groups of lattice points.
 
-    Source: Finite Scalar Quantization (arXiv:2309.15505), section 3; the lattice is split into
-    `num_codebooks` independent groups.
+    Source: Finite Scalar Quantization (arXiv:2309.15505), section 3; differs: the lattice is split
+    into `num_codebooks` independent groups.
     """
-
-    value = "code"
-    latent_channels = 0
 
     @register_to_config
     def __init__(
@@ -43,7 +34,7 @@ class FSQTokenizer(ModelMixin, ConfigMixin):
         levels: Sequence[int] = (4, 4, 4),
         num_codebooks: int = 10,
         absolute_weight: float = 1.0,
-        square_weight: float = 1.0,
+        square_weight: float = 2.0,
         edge_weight: float = 1.0,
     ):
         """Build the network.
@@ -59,95 +50,30 @@ class FSQTokenizer(ModelMixin, ConfigMixin):
             absolute_weight: Loss weight of the absolute error.
             square_weight: Loss weight of the squared error.
             edge_weight: Loss weight of the edge error.
+
+        Raises:
+            ValueError: A size that does not fit, or fewer than 3 levels on an axis.
         """
         super().__init__()
-        check_network(image_size, patch, widths)
-        self.image_size = image_size
+        if not levels or min(levels) < 3:
+            raise ValueError(f"levels is {list(levels)}; every axis needs at least 3 steps")
         self.num_codebooks = num_codebooks
         self.codebook_size = math.prod(levels)
-        side = image_size // patch // 2 ** (len(widths) - 1)
-        self.grid = (side, side)
         channels = len(levels) * num_codebooks
-        self.encoder = ConvEncoder(image_size, patch, widths, encoder_depths, channels)
+        self._build(image_size, patch, widths, encoder_depths, decoder_depths, channels)
         self.quantizer = FSQ(
             list(levels), num_codebooks=num_codebooks, keep_num_codebooks_dim=True
         )
-        self.decoder = ConvDecoder(image_size, patch, widths, decoder_depths, channels)
-        self.to(memory_format=torch.channels_last)
 
-    @property
-    def num_tokens(self) -> int:
-        """Tokens of an image."""
-        return self.grid[0] * self.grid[1]
-
-    def encode(
-        self, pixels: Float[Tensor, "batch 3 height width"]
-    ) -> Int[Tensor, "batch tokens codebooks"]:
-        """Turn pixels in [-1, 1] into codes, int64 in [0, codebook_size).
-
-        Raises:
-            ValueError: The image has another size.
-        """
-        check_pixels(pixels, self.image_size)
-        return self._quantize(self.encoder(pixels.to(self.dtype)))[1]
-
-    def decode(
-        self, values: Int[Tensor, "batch tokens codebooks"]
-    ) -> Float[Tensor, "batch 3 height width"]:
-        """Turn codes into pixels clamped to [-1, 1].
-
-        Raises:
-            ValueError: Codes of another shape or outside the codebook.
-        """
-        check_codes(values, self.num_tokens, self.num_codebooks, self.codebook_size)
-        features = self.quantizer.indices_to_codes(values)
-        grid = rearrange(features, "b (h w) c -> b c h w", h=self.grid[0])
-        return self.decoder(grid.to(self.dtype)).clamp(-1, 1)
-
-    def loss(
-        self,
-        pixels: Float[Tensor, "batch 3 height width"],
-        generator: torch.Generator | None = None,
-    ) -> tuple[Float[Tensor, ""], dict[str, float]]:
-        """Return the reconstruction loss; FSQ needs no further term.
+    def quantize(self, features: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Round features to the lattice; there is no extra loss.
 
         Args:
-            pixels: Images in [-1, 1].
-            generator: Unused; part of the tokenizer protocol.
+            features: float32 [batch tokens channels].
         """
-        check_pixels(pixels, self.image_size)
-        features, codes = self._quantize(self.encoder(pixels))
-        total, metrics = reconstruction_loss(
-            self.decoder(features),
-            pixels,
-            absolute_weight=self.config["absolute_weight"],
-            square_weight=self.config["square_weight"],
-            edge_weight=self.config["edge_weight"],
-        )
-        metrics["codes_used"] = codes[..., 0].unique().numel() / self.codebook_size
-        return total, metrics
+        quantized, codes = self.quantizer(features)
+        return quantized, codes, features.new_zeros(())
 
-    def _quantize(self, features: Tensor) -> tuple[Tensor, Tensor]:
-        tokens = rearrange(features, "b c h w -> b (h w) c").float()
-        # Autocast would round the lattice arithmetic to bfloat16, so it is off here.
-        with torch.autocast(tokens.device.type, enabled=False):
-            quantized, codes = self.quantizer(tokens)
-        return rearrange(quantized, "b (h w) c -> b c h w", h=self.grid[0]), codes.long()
-
-
-def check_network(image_size: int, patch: int, widths: Sequence[int]) -> None:
-    """Refuse a network whose resolutions do not come out whole.
-
-    Raises:
-        ValueError: `patch` is no power of two, or the image does not divide down to the grid.
-    """
-    if patch < 1 or patch & (patch - 1):
-        nearest = 2 ** max(0, round(math.log2(max(patch, 1))))
-        raise ValueError(f"patch is {patch}; it must be a power of two, nearest {nearest}")
-    stride = patch * 2 ** (len(widths) - 1)
-    if image_size % stride:
-        nearest = max(stride, round(image_size / stride) * stride)
-        raise ValueError(
-            f"image_size is {image_size}; it must be a multiple of patch * 2^(levels-1) = "
-            f"{stride}, nearest {nearest}"
-        )
+    def lookup(self, codes: Tensor) -> Tensor:
+        """Turn codes [batch tokens codebooks] into lattice points."""
+        return self.quantizer.indices_to_codes(codes)

@@ -1,0 +1,85 @@
+"""Build a tokenizer from the `tokenizer` part of a recipe, or load one from a folder.
+
+It does not know recipes; it takes a plain mapping.
+"""
+
+import difflib
+import inspect
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from .adapters import AutoencoderKLTokenizer, VQModelTokenizer
+from .bsq import BSQTokenizer
+from .fsq import FSQTokenizer
+from .kl import KLTokenizer
+from .pixels import PaletteTokenizer, PatchTokenizer
+from .sigma import SigmaVAETokenizer
+from .vq import VQTokenizer
+
+TOKENIZERS: dict[str, type[nn.Module]] = {
+    "palette": PaletteTokenizer,
+    "patch": PatchTokenizer,
+    "fsq": FSQTokenizer,
+    "vq": VQTokenizer,
+    "bsq": BSQTokenizer,
+    "kl": KLTokenizer,
+    "sigma": SigmaVAETokenizer,
+    "autoencoder_kl": AutoencoderKLTokenizer,
+    "vq_model": VQModelTokenizer,
+}
+
+
+def build_tokenizer(config: Mapping[str, Any]) -> nn.Module:
+    """Build an image tokenizer.
+
+    Args:
+        config: `kind` names the class (a key of `TOKENIZERS`); the other entries are its
+            constructor arguments.
+
+    Raises:
+        ValueError: No or an unknown `kind`, or a setting the class does not have; the nearest
+            legal name is given.
+
+    Example:
+        >>> build_tokenizer({"kind": "palette", "image_size": 16, "patch": 4}).grid
+        (4, 4)
+    """
+    settings = dict(config)
+    kind = settings.pop("kind", None)
+    if kind not in TOKENIZERS:
+        raise ValueError(f"tokenizer kind is {kind!r}; {_choices(str(kind), TOKENIZERS)}")
+    cls = TOKENIZERS[kind]
+    legal = [name for name in inspect.signature(cls.__init__).parameters if name != "self"]
+    for name in settings:
+        if name not in legal:
+            raise ValueError(f"tokenizer {kind!r} has no setting {name!r}; {_choices(name, legal)}")
+    return cls(**settings)
+
+
+def load_tokenizer(folder: Path | str) -> nn.Module:
+    """Load a tokenizer stored with `save_pretrained`, in evaluation mode and float32.
+
+    Args:
+        folder: Holds `config.json` and safetensors weights.
+
+    Raises:
+        ValueError: No readable `config.json`, or it names a class that is not a tokenizer.
+    """
+    file = Path(folder) / "config.json"
+    try:
+        name = json.loads(file.read_text())["_class_name"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{file}: not a tokenizer configuration ({error})") from error
+    classes = {cls.__name__: cls for cls in TOKENIZERS.values()}
+    if name not in classes:
+        raise ValueError(f"{file}: class {name!r} is no tokenizer; {_choices(str(name), classes)}")
+    return classes[name].from_pretrained(folder, use_safetensors=True).float().eval()
+
+
+def _choices(given: str, legal: Mapping[str, Any] | list[str]) -> str:
+    near = difflib.get_close_matches(given, list(legal), n=1)
+    return f"allowed {', '.join(legal)}" + (f"; nearest {near[0]}" if near else "")
