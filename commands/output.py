@@ -35,7 +35,7 @@ def say(text: str) -> None:
 
 def emit_json(value: Any) -> None:
     """Print a JSON result."""
-    print(json.dumps(value, indent=2, allow_nan=False))
+    print(json.dumps(value, indent=2, allow_nan=False, default=str))
 
 
 def pick_seed(seed: int) -> int:

@@ -39,9 +39,9 @@ def run(args: Train) -> int:
         overrides=list(args.set),
     )
     if args.format == "json":
-        output.emit_json(result if isinstance(result, dict) else {"out": str(out)})
+        output.emit_json(result)
     else:
-        output.say(str(out))
+        output.say(str(result.get("out", out)))
     return 0
 
 
