@@ -45,13 +45,18 @@ def rotate(
     x: Float[Tensor, "batch heads tokens head_dim"],
     angles: tuple[Tensor, Tensor],
 ) -> Float[Tensor, "batch heads tokens head_dim"]:
-    """Rotate pairs (2j, 2j+1) of every head by the given angles.
+    """Rotate the pairs (j, j + half) of every head by the given angles.
 
     (a, b) -> (a cos - b sin, a sin + b cos). Angles are [tokens, half] or [batch, tokens, half].
     """
     cos, sin = (part.to(x.dtype) for part in angles)
     if cos.ndim == 3:
         cos, sin = cos[:, None], sin[:, None]
-    even, odd = x[..., 0::2], x[..., 1::2]
-    turned = torch.stack((even * cos - odd * sin, even * sin + odd * cos), dim=-1)
-    return rearrange(turned, "... half pair -> ... (half pair)")
+    first, second = x.chunk(2, dim=-1)
+    return torch.cat(
+        (
+            torch.addcmul(first * cos, second, sin, value=-1),
+            torch.addcmul(second * cos, first, sin),
+        ),
+        dim=-1,
+    )

@@ -167,6 +167,8 @@ class TrainSpec(_Section):
     ema: float = Field(0.999, ge=0.0, lt=1.0)
     warmup: int = Field(50, ge=0)
     lr_schedule: Literal["cosine", "constant"] = "cosine"
+    save_every: int = Field(500, ge=1)
+    seed: int = Field(0, ge=0)
 
 
 class LearnsSpec(_Section):

@@ -13,6 +13,7 @@ for all layers plus a learned table per layer. Differs: the table has one row pe
 
 import math
 from dataclasses import dataclass
+from weakref import WeakKeyDictionary
 
 import torch
 from diffusers import ConfigMixin, ModelMixin
@@ -52,6 +53,11 @@ def level_features(level: Float[Tensor, "*lead"], dim: int) -> Float[Tensor, "*l
     return functional.pad(torch.cat((angle.cos(), angle.sin()), -1), (0, dim - 2 * half))
 
 
+def rms_norm(x: Float[Tensor, "*lead dim"]) -> Float[Tensor, "*lead dim"]:
+    """Divide by the root mean square of the last axis (no gain: modulation supplies it)."""
+    return functional.rms_norm(x, (x.shape[-1],), eps=1e-6)
+
+
 class SelfAttention(nn.Module):
     """Grouped-query attention with RMS-normalised queries and keys."""
 
@@ -60,8 +66,8 @@ class SelfAttention(nn.Module):
         self.heads, self.kv_heads, self.head_dim = heads, kv_heads, dim // heads
         self.to_qkv = RowStableLinear(dim, (heads + 2 * kv_heads) * self.head_dim, bias=False)
         self.to_out = RowStableLinear(heads * self.head_dim, dim, bias=False)
-        self.norm_query = nn.RMSNorm(self.head_dim, eps=1e-6)
-        self.norm_key = nn.RMSNorm(self.head_dim, eps=1e-6)
+        # One learned temperature per head replaces the gains of both norms: they only ever multiply.
+        self.temperature = nn.Parameter(torch.ones(heads, 1, 1))
 
     def forward(
         self, x: Tensor, layer: int, angles: "Angles", lowered: Lowered, view: CacheView | None
@@ -70,7 +76,7 @@ class SelfAttention(nn.Module):
         sizes = [self.heads, self.kv_heads, self.kv_heads]
         heads = rearrange(self.to_qkv(x), "b n (h d) -> b h n d", d=self.head_dim)
         query, key, value = heads.split(sizes, dim=1)
-        query, key = self.norm_query(query), self.norm_key(key)
+        query, key = rms_norm(query) * self.temperature.to(query.dtype), rms_norm(key)
         query = rotate(query, angles.active)
         if view is None:
             key = rotate(key, angles.active)
@@ -89,7 +95,6 @@ class CrossAttention(nn.Module):
     def __init__(self, dim: int, heads: int, prompt_dim: int) -> None:
         super().__init__()
         self.heads = heads
-        self.norm = nn.RMSNorm(dim, eps=1e-6)
         self.to_query = RowStableLinear(dim, dim, bias=False)
         self.to_key_value = RowStableLinear(prompt_dim, 2 * dim, bias=False)
         self.to_out = RowStableLinear(dim, dim, bias=False)
@@ -102,7 +107,7 @@ class CrossAttention(nn.Module):
 
     def forward(self, x: Tensor, memory: tuple[Tensor, Tensor], valid: Tensor) -> Tensor:
         """Add what the words say."""
-        query = rearrange(self.to_query(self.norm(x)), "b n (h d) -> b h n d", h=self.heads)
+        query = rearrange(self.to_query(rms_norm(x)), "b n (h d) -> b h n d", h=self.heads)
         key, value = (part.to(query.dtype) for part in memory)
         out = functional.scaled_dot_product_attention(
             query, key, value, attn_mask=valid[:, None, None, :].to(query.device)
@@ -132,10 +137,8 @@ class Layer(nn.Module):
         self, dim: int, heads: int, kv_heads: int, mlp_ratio: float, prompt_dim: int
     ) -> None:
         super().__init__()
-        self.norm_attention = nn.RMSNorm(dim, eps=1e-6)
         self.attention = SelfAttention(dim, heads, kv_heads)
         self.cross = CrossAttention(dim, heads, prompt_dim) if prompt_dim else None
-        self.norm_mlp = nn.RMSNorm(dim, eps=1e-6)
         self.mlp = SwiGLU(dim, mlp_ratio)
         # Rows: copies. Columns: scale, gate of attention; shift, scale, gate of both in order.
         table = torch.zeros(len(Copy), 6, dim)
@@ -146,15 +149,37 @@ class Layer(nn.Module):
         self, x: Tensor, layer: int, rows: "RowContext", lowered: Lowered, view: CacheView | None
     ) -> Tensor:
         """Run attention, optional cross-attention and the MLP."""
-        parts = (rows.modulation + self.table[rows.copy]).unbind(dim=-2)
-        shift, scale, gate, mlp_shift, mlp_scale, mlp_gate = parts
-        normed = self.norm_attention(x) * (1 + scale) + shift
-        x = x + gate * self.attention(normed, layer, rows.angles, lowered, view)
+        parts = [
+            (s.start, s.stop, (s.modulation + self.table[s.copy]).unbind(dim=-2))
+            for s in rows.segments
+        ]
+        normed = modulate(rms_norm(x), parts, shift=0, scale=1)
+        x = add_gated(x, self.attention(normed, layer, rows.angles, lowered, view), parts, gate=2)
         if self.cross is not None and rows.cross is not None:
             added = self.cross(x, rows.cross[layer], rows.cross_valid)
             x = x + torch.where(rows.sees_words[..., None], added, 0.0)
-        normed = self.norm_mlp(x) * (1 + mlp_scale) + mlp_shift
-        return x + mlp_gate * self.mlp(normed)
+        normed = modulate(rms_norm(x), parts, shift=3, scale=4)
+        return add_gated(x, self.mlp(normed), parts, gate=5)
+
+
+Parts = list[tuple[int, int, tuple[Tensor, ...]]]
+"""Row ranges with the six modulation vectors of each, broadcast over its rows."""
+
+
+def modulate(x: Tensor, parts: Parts, *, shift: int, scale: int) -> Tensor:
+    """Scale and shift every row range by its own vectors: shift + x * (1 + scale)."""
+    pieces = [
+        torch.addcmul(six[shift], x[:, start:stop], 1 + six[scale]) for start, stop, six in parts
+    ]
+    return pieces[0] if len(pieces) == 1 else torch.cat(pieces, 1)
+
+
+def add_gated(x: Tensor, out: Tensor, parts: Parts, *, gate: int) -> Tensor:
+    """Add a branch through its gate: x + gate * out."""
+    pieces = [
+        torch.addcmul(x[:, start:stop], out[:, start:stop], six[gate]) for start, stop, six in parts
+    ]
+    return pieces[0] if len(pieces) == 1 else torch.cat(pieces, 1)
 
 
 @dataclass(frozen=True)
@@ -166,15 +191,40 @@ class Angles:
 
 
 @dataclass(frozen=True)
+class Segment:
+    """Rows start..stop-1: one copy, told the same things; `modulation` [batch|1, rows|1, 6, dim]."""
+
+    start: int
+    stop: int
+    copy: int
+    modulation: Tensor
+
+
+@dataclass(frozen=True)
 class RowContext:
     """Per-row facts shared by all layers of one pass."""
 
-    copy: Tensor
-    modulation: Tensor
+    segments: list[Segment]
     angles: Angles
     sees_words: Tensor
     cross: list[tuple[Tensor, Tensor]] | None
     cross_valid: Tensor | None
+
+
+_RUNS: WeakKeyDictionary[Layout, list[tuple[int, int]]] = WeakKeyDictionary()
+
+
+def row_runs(layout: Layout) -> list[tuple[int, int]]:
+    """Split rows into runs of one copy and one kind (prompt or data), as (start, stop).
+
+    Remembered per layout, because reading a tensor's numbers stalls a GPU.
+    """
+    if layout not in _RUNS:
+        kind = layout.copy * 2 + (layout.source >= 0)
+        edges = (kind[1:] != kind[:-1]).nonzero()[:, 0] + 1
+        stops = [*edges.tolist(), layout.num_tokens]
+        _RUNS[layout] = list(zip([0, *stops[:-1]], stops, strict=True))
+    return _RUNS[layout]
 
 
 class BlockTransformer(ModelMixin, ConfigMixin):
@@ -266,7 +316,6 @@ class BlockTransformer(ModelMixin, ConfigMixin):
         for layer in self.layers:  # residual branches start small (GPT-2)
             for proj in (layer.attention.to_out, layer.mlp.to_out):
                 nn.init.normal_(proj.weight, std=0.02 / math.sqrt(2 * num_layers) * 4)
-        self.norm_final = nn.RMSNorm(dim, eps=1e-6)
         self.gradient_checkpointing = False
 
     @property
@@ -337,20 +386,19 @@ class BlockTransformer(ModelMixin, ConfigMixin):
         index = slot[..., None].expand(-1, -1, x.shape[-1])
         return torch.where(is_data[..., None], x, prompt.prefix.to(x.dtype).gather(1, index))
 
-    def _vector(self, layout: Layout, level: Tensor, prompt: PreparedPrompt, batch: int) -> Tensor:
-        """Conditioning vector per row; zero where a copy is told nothing."""
+    def _vector(
+        self, start: int, stop: int, layout: Layout, level: Tensor, prompt: PreparedPrompt
+    ) -> Tensor:
+        """Conditioning vector of rows of one kind, [batch|1, rows|1, dim]; zero = told nothing."""
+        copy, is_data = int(layout.copy[start]), int(layout.source[start]) >= 0
         dim = self.config.dim
         vector = torch.zeros(1, 1, dim, device=layout.device, dtype=self.mask_row.dtype)
-        if self.config.level == "adaln":
-            told = self.embed_level(level_features(level, dim).to(vector.dtype))
-            vector = torch.where((layout.copy == Copy.NOISY)[..., None], told, vector)
-        if self.copies_modulated and prompt.pooled is not None:
-            wanted = torch.zeros_like(layout.copy, dtype=torch.bool)
-            for copy in self.copies_modulated:
-                wanted |= layout.copy == copy
-            wanted = wanted & (layout.source >= 0)
-            vector = vector + torch.where(wanted[..., None], prompt.pooled[:, None], 0.0)
-        return vector
+        if self.config.level == "adaln" and copy == Copy.NOISY:
+            vector = self.embed_level(level_features(level[..., start:stop], dim).to(vector.dtype))
+            vector = vector if vector.ndim == 3 else vector[None]
+        if prompt.pooled is not None and is_data and copy in self.copies_modulated:
+            vector = vector + prompt.pooled[:, None]
+        return functional.silu(vector)
 
     def forward(
         self,
@@ -377,27 +425,31 @@ class BlockTransformer(ModelMixin, ConfigMixin):
         Returns:
             Final hidden states of the active rows, normalised and modulated.
         """
-        batch = values.shape[0]
-        if view is not None and prompt.pooled is not None:
-            batch = prompt.pooled.shape[0]
+        if layout.is_batched:
+            raise ValueError("the backbone takes one layout for the batch; got one per item")
         x = self._rows(values, is_masked, layout, prompt)
         if self.config.level == "add":
             told = self.embed_level(level_features(level, self.config.dim).to(x.dtype))
             x = x + torch.where((layout.copy == Copy.NOISY)[..., None], told, 0.0)
-        vector = functional.silu(self._vector(layout, level, prompt, batch))
-        rows = self._context(layout, vector, prompt, view)
+        runs = row_runs(layout)
+        vectors = [self._vector(*run, layout, level, prompt) for run in runs]
+        rows = self._context(layout, runs, vectors, prompt, view)
         lowered = NoMask() if lowered is None else lowered
         for index, layer in enumerate(self.layers):
             if self.gradient_checkpointing and self.training:
                 x = checkpoint(layer, x, index, rows, lowered, view, use_reentrant=False)
             else:
                 x = layer(x, index, rows, lowered, view)
-        shift, scale = self.to_final(vector).chunk(2, dim=-1)
-        return self.norm_final(x) * (1 + scale) + shift
+        final = [
+            (*run, self.to_final(vector).chunk(2, dim=-1))
+            for run, vector in zip(runs, vectors, strict=True)
+        ]
+        return modulate(rms_norm(x), final, shift=0, scale=1)
 
     def _context(
-        self, layout: Layout, vector: Tensor, prompt: PreparedPrompt, view: CacheView | None
-    ) -> RowContext:
+        self, layout: Layout, runs: list[tuple[int, int]], vectors: list[Tensor],
+        prompt: PreparedPrompt, view: CacheView | None,
+    ) -> RowContext:  # fmt: skip
         config = self.config
         active = rope_angles(layout.position, self.head_dim, config.rope_theta)
         keys = active
@@ -406,10 +458,16 @@ class BlockTransformer(ModelMixin, ConfigMixin):
         sees = torch.zeros_like(layout.copy, dtype=torch.bool)
         for copy in self.copies_seeing_words:
             sees |= layout.copy == copy
-        modulation = rearrange(self.to_modulation(vector), "... (six d) -> ... six d", six=6)
-        return RowContext(
-            layout.copy, modulation, Angles(active, keys), sees, prompt.cross, prompt.cross_valid
-        )
+        segments = [
+            Segment(
+                start,
+                stop,
+                int(layout.copy[start]),
+                rearrange(self.to_modulation(vector), "... (six d) -> ... six d", six=6),
+            )
+            for (start, stop), vector in zip(runs, vectors, strict=True)
+        ]
+        return RowContext(segments, Angles(active, keys), sees, prompt.cross, prompt.cross_valid)
 
 
 def repeat_prompt(prompt: PreparedPrompt, times: int) -> PreparedPrompt:

@@ -24,6 +24,7 @@ from ..core.corruption import (
 from ..core.layout import Copy, Layout
 from ..core.plan import NUM_SENTINELS, DecodePlan, build_plan
 from ..core.schedule import scheduler_of
+from ..models.generate import caption_codes
 from ..models.generator import TEXT_CODES, GenerativeModel
 from ..models.heads.base import Head
 
@@ -38,18 +39,6 @@ class Batch:
     loss_rows: Tensor
     target: Tensor
     weight: Tensor
-
-
-def caption_codes(captions: Sequence[str], length: int, offset: int) -> Int[Tensor, "items length"]:
-    """Spell captions as ids of a joint vocabulary: offset + ASCII code, offset = padding.
-
-    Characters outside ASCII become "?"; longer captions are cut at `length`.
-    """
-    table = torch.full((len(captions), length), offset)
-    for row, caption in zip(table, captions, strict=True):
-        spelled = caption.encode("ascii", "replace")[:length]
-        row[: len(spelled)] = torch.tensor(list(spelled), dtype=torch.long) + offset
-    return table
 
 
 def stream_values(

@@ -1,0 +1,309 @@
+"""`blockloom train` and `blockloom eval`: a recipe and data in, a pipeline folder or JSON out.
+
+The output folder of a run holds `tokenizer/` and `model/` (checkpoints and log of each stage) and
+`final/`, a folder any pipeline loads. It knows no recipe by name.
+"""
+
+import hashlib
+import json
+import logging
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from ..core.errors import ModelError, UsageError
+from ..core.recipe import Recipe
+from ..models.generate import Request, picture_values, start
+from ..models.generator import GenerativeModel
+from ..core.sampling import item_generator
+from ..tokenizers.build import build_tokenizer, load_tokenizer
+from .checkpoint import latest
+from .data import ImageDataset, load_images
+from .evaluation import evaluate_pictures
+from .loop import TrainConfig, Trainer
+from .objective import ModelStage, stage_summary
+from .tokenizer_stage import mean_psnr, reconstruct, save_half, train_tokenizer
+
+logger = logging.getLogger(__name__)
+STAGES = ("tokenizer", "model", "all")
+
+
+def train_config(recipe: Recipe, steps: int | None, **changes: Any) -> TrainConfig:
+    """Translate the recipe's train section into settings of the loop."""
+    spec = recipe.train
+    settings: dict[str, Any] = {
+        "num_steps": steps or spec.steps,
+        "batch_size": spec.batch_size,
+        "seed": spec.seed,
+        "learning_rate": spec.lr,
+        "optimizer": spec.optimizer,
+        "weight_decay": spec.weight_decay,
+        "ema_decay": spec.ema,
+        "warmup_steps": spec.warmup,
+        "curve": spec.lr_schedule,
+        "save_every": spec.save_every,
+    }
+    return TrainConfig(**(settings | changes))
+
+
+def needs_training(tokenizer: nn.Module) -> bool:
+    """Tell whether a tokenizer has weights to learn."""
+    return any(p.requires_grad for p in tokenizer.parameters())
+
+
+def train(
+    recipe: Recipe,
+    data: Path | str,
+    out: Path | str,
+    *,
+    stage: str = "all",
+    resume: bool = False,
+    steps: int | None = None,
+    overrides: Sequence[str] = (),
+    progress: bool = True,
+) -> dict[str, Any]:
+    """Train the stages of a recipe.
+
+    Args:
+        recipe: The recipe.
+        data: Folder, .npz or .parquet of captioned images.
+        out: Folder of the run.
+        stage: "tokenizer", "model" (needs a trained tokenizer in `out` or one without weights), or
+            "all".
+        resume: Go on from the newest checkpoints in `out`.
+        steps: Overrides the recipe's number of model steps (or tokenizer steps for that stage).
+        overrides: Kept in the record of the run.
+        progress: Show bars on stderr.
+
+    Returns:
+        Where the pipeline lies and what each stage reported.
+
+    Raises:
+        UsageError: unknown stage, or the model stage without a tokenizer.
+        DataError: data that cannot be read.
+    """
+    if stage not in STAGES:
+        raise UsageError(f"--stage {stage!r}; allowed {', '.join(STAGES)}; try all")
+    out = Path(out)
+    dataset = load_images(data)
+    report: dict[str, Any] = {"recipe": recipe.name, "overrides": list(overrides)}
+    tokenizer = _tokenizer(recipe, out)
+    if stage != "model" and needs_training(tokenizer) and not _tokenizer_done(out):
+        report["tokenizer"] = _train_tokenizer(
+            recipe, tokenizer, dataset, out, resume, steps if stage == "tokenizer" else None, progress
+        )
+        tokenizer = load_tokenizer(out / "tokenizer" / "final")
+    if stage == "tokenizer":
+        return report | {"out": str(out / "tokenizer" / "final")}
+    if needs_training(tokenizer) and not _tokenizer_done(out):
+        raise UsageError(
+            "--stage model needs a trained tokenizer; run --stage tokenizer first, or --stage all"
+        )
+    report["model"] = _train_model(recipe, tokenizer, dataset, out, resume, steps, progress)
+    return report | {"out": str(out / "final")}
+
+
+def _tokenizer_done(out: Path) -> bool:
+    return (out / "tokenizer" / "final" / "config.json").is_file()
+
+
+def _tokenizer(recipe: Recipe, out: Path) -> nn.Module:
+    if _tokenizer_done(out):
+        return load_tokenizer(out / "tokenizer" / "final")
+    settings = dict(recipe.tokenizer)
+    settings.pop("train", None)
+    folder = settings.pop("path", None)
+    return load_tokenizer(folder) if folder else build_tokenizer(settings).eval()
+
+
+def _train_tokenizer(
+    recipe: Recipe,
+    tokenizer: nn.Module,
+    dataset: ImageDataset,
+    out: Path,
+    resume: bool,
+    steps: int | None,
+    progress: bool,
+) -> dict[str, Any]:
+    given = dict(recipe.tokenizer.get("train", {}))
+    init_from = given.pop("init_from", None)
+    config = train_config(recipe, steps, **(given | {"progress": progress}))
+    if steps:
+        config = train_config(recipe, steps, **(given | {"progress": progress, "num_steps": steps}))
+    held_out = dataset.held_out()
+    report = train_tokenizer(
+        tokenizer, dataset.training(), config, out / "tokenizer", held_out=held_out,
+        init_from=init_from, resume=resume,
+    )  # fmt: skip
+    return vars(report) | {"checkpoint": str(report.checkpoint)}
+
+
+def _train_model(
+    recipe: Recipe,
+    tokenizer: nn.Module,
+    dataset: ImageDataset,
+    out: Path,
+    resume: bool,
+    steps: int | None,
+    progress: bool,
+) -> dict[str, Any]:
+    items = dataset.training()
+    values = encoded(tokenizer, items, out / "cache")
+    torch.manual_seed(recipe.train.seed)
+    model = build_model(recipe, tokenizer)
+    ids = model.text_encoder.tokenize(items.captions)
+    stage = ModelStage(model, values, ids, items.captions)
+    logger.info("model stage: %s", stage_summary(stage))
+    config = train_config(recipe, steps, progress=progress)
+    trainer = Trainer(stage, config, out / "model", resume=resume)
+    result = trainer.run()
+    with trainer.averaged_weights():
+        save_pipeline(out / "final", model, tokenizer)
+    return vars(result) | {"checkpoint": str(result.checkpoint)}
+
+
+def build_model(recipe: Recipe, tokenizer: Any) -> GenerativeModel:
+    """Build the untrained model of a recipe for a tokenizer."""
+    height, width = tokenizer.grid
+    return GenerativeModel(
+        recipe=recipe.model_dump(mode="json"),
+        height=height,
+        width=width,
+        num_codebooks=max(tokenizer.num_codebooks, 1),
+        codebook_size=tokenizer.codebook_size,
+        latent_channels=tokenizer.latent_channels,
+    )
+
+
+@torch.no_grad()
+def encoded(tokenizer: nn.Module, items: ImageDataset, cache: Path, batch_size: int = 128) -> Tensor:
+    """Encode all items once, kept on disk under a hash of images and tokenizer.
+
+    Args:
+        tokenizer: In eval mode.
+        items: Images to encode.
+        cache: Folder of the latent cache; created when missing.
+        batch_size: Images at a time.
+
+    Returns:
+        Codes [items, cells, codebooks] (int64) or latents [items, cells, channels] (float32).
+    """
+    digest = hashlib.sha256(items.images.tobytes())
+    for name, tensor in sorted(tokenizer.state_dict().items()):
+        digest.update(name.encode() + tensor.float().cpu().numpy().tobytes())
+    digest.update(json.dumps(dict(tokenizer.config), sort_keys=True, default=str).encode())
+    path = cache / f"{digest.hexdigest()[:32]}.safetensors"
+    if path.is_file():
+        return _widen(load_file(path)["values"])
+    device = next(iter(tokenizer.state_dict().values()), torch.zeros(0)).device
+    parts = torch.arange(len(items)).split(batch_size)
+    values = torch.cat([tokenizer.encode(items.pixels(p).to(device)).cpu() for p in parts])
+    cache.mkdir(parents=True, exist_ok=True)
+    partial = path.with_suffix(".part")
+    save_file({"values": values.contiguous()}, partial)
+    os.replace(partial, path)
+    return _widen(values)
+
+
+def _widen(values: Tensor) -> Tensor:
+    return values.float() if values.is_floating_point() else values.long()
+
+
+def save_pipeline(folder: Path, model: GenerativeModel, tokenizer: Any) -> None:
+    """Write a folder that `ImagePipeline.from_pretrained` loads: fp16 weights, index, recipe."""
+    save_half(model, folder / "model")
+    save_half(tokenizer, folder / "tokenizer")
+    package = __package__.split(".")[0]
+    index = {
+        "_class_name": f"{model.recipe.modality.capitalize()}Pipeline",
+        "tokenizer": [type(tokenizer).__module__, type(tokenizer).__name__],
+        "model": [f"{package}.models.generator", "GenerativeModel"],
+    }
+    recipe = json.dumps(model.recipe.model_dump(mode="json"), indent=2)
+    for name, text in (("recipe.json", recipe), ("model_index.json", json.dumps(index, indent=2))):
+        partial = folder / f"{name}.part"
+        partial.write_text(text + "\n")
+        os.replace(partial, folder / name)
+
+
+def load_pipeline_parts(folder: Path) -> tuple[GenerativeModel, Any]:
+    """Load the model and the tokenizer of a pipeline folder, in eval mode and float32.
+
+    Raises:
+        ModelError: a part is missing or cannot be read.
+    """
+    try:
+        model = GenerativeModel.from_pretrained(folder / "model", use_safetensors=True)
+        return model.float().eval(), load_tokenizer(folder / "tokenizer")
+    except (OSError, ValueError, KeyError) as error:
+        raise ModelError(f"cannot load {folder.name}: {str(error).splitlines()[0]}") from error
+
+
+@torch.no_grad()
+def draw(
+    model: GenerativeModel, tokenizer: Any, prompts: Sequence[str], seed: int, batch_size: int = 64
+) -> Tensor:
+    """Draw one picture per prompt with the recipe's own settings.
+
+    Returns:
+        uint8 [prompts, size, size, 3].
+    """
+    pictures = []
+    for first in range(0, len(prompts), batch_size):
+        part = list(prompts[first : first + batch_size])
+        keys = range(first, first + len(part))
+        rollout = start(model, Request(part, [item_generator(seed, k) for k in keys]))
+        for _ in rollout.events():
+            pass
+        pixels = tokenizer.decode(picture_values(model, rollout.values))
+        pictures.append(((pixels.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8).cpu())
+    return torch.cat(pictures).permute(0, 2, 3, 1)
+
+
+def evaluate(
+    folder: Path | str,
+    data: Path | str,
+    *,
+    num: int | None = None,
+    seed: int = 0,
+    device: torch.device | str = "cpu",
+) -> dict[str, Any]:
+    """Measure a pipeline on a data set.
+
+    Args:
+        folder: Pipeline folder.
+        data: Captioned images with splits, as `load_images` reads them.
+        num: Pictures drawn per split; None = all.
+        seed: Seed of the drawn pictures and of the choice of items.
+        device: Where to run.
+
+    Returns:
+        JSON-ready numbers: reconstruction PSNR, prompt retrieval per split with its baselines.
+    """
+    folder = Path(folder)
+    model, tokenizer = load_pipeline_parts(folder)
+    model, tokenizer = model.to(device), tokenizer.to(device)
+    dataset = load_images(data)
+    held_out = dataset.held_out()
+    result: dict[str, Any] = {
+        "model": folder.name,
+        "recipe": model.recipe.name,
+        "seed": seed,
+        "torch": torch.__version__,
+        "parameters": sum(p.numel() for p in model.parameters()),
+    }
+    if held_out is not None:
+        result["reconstruction_psnr_db"] = mean_psnr(tokenizer, held_out)
+    result |= evaluate_pictures(
+        dataset,
+        lambda prompts: draw(model, tokenizer, prompts, seed).numpy(),
+        lambda items: reconstruct(tokenizer, items),
+        num=num,
+        seed=seed,
+    )
+    return result
