@@ -18,6 +18,7 @@ from typing import IO, Any
 
 from ..core.errors import BlockloomError, DataError, ResourceError, UsageError
 from ..core.messages import explain
+from ..pipelines.guard import read_json
 from ..pipelines.media import file_name, is_done, save_png, write_bytes
 from ..pipelines.params import canonical_json
 from . import models, output
@@ -194,7 +195,7 @@ def _check_same_run(
     }
     path = folder / RUN_FILE
     if path.exists() and not overwrite:
-        earlier = models.read_config(path)
+        earlier = read_json(path, path.name)
         changed = [
             f"{key} {earlier.get(key)!r} -> {value!r}"
             for key, value in run.items()

@@ -12,8 +12,9 @@ from pathlib import Path
 
 from ..core.errors import BlockloomError
 from ..core.messages import one_line
+from ..pipelines.guard import read_json
 from ..pipelines.params import bundled_models, weights_hash
-from . import models, output
+from . import output
 from .arguments import Doctor
 
 _PACKAGES = (
@@ -164,7 +165,7 @@ def _models() -> list[Check]:
             digest = weights_hash(folder)
             stated = (folder / "weights.sha256.json").is_file()
             expected = (
-                models.read_config(folder / "weights.sha256.json").get("sha256")
+                read_json(folder / "weights.sha256.json", "weights.sha256.json").get("sha256")
                 if stated
                 else digest
             )

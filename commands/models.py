@@ -7,7 +7,6 @@ Invariants: everything that can be refused from names and small configuration fi
 before weights load; picture k depends on its own seed only, never on what it was drawn with.
 """
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..core.errors import BlockloomError, ModelError, UsageError, nearest
 from ..core.messages import explain, one_line
+from ..pipelines.guard import check_configs, read_json
 from ..pipelines.params import (
     ImageParams,
     Record,
@@ -113,26 +113,7 @@ def recipe_name(folder: Path) -> str:
 
 def _config_of(folder: Path, component: str) -> dict[str, Any]:
     path = folder / component / "config.json"
-    return read_config(path) if path.is_file() else {}
-
-
-def read_config(path: Path) -> dict[str, Any]:
-    """Read a small JSON object from an untrusted model folder.
-
-    Raises:
-        ModelError: Over 1 MB, unreadable, or not a JSON object.
-    """
-    try:
-        if path.stat().st_size > 2**20:
-            raise ModelError(explain(f"{path.name} is larger than 1 MiB"))
-        content = json.loads(path.read_bytes())
-    except (OSError, ValueError, RecursionError) as error:
-        if isinstance(error, BlockloomError):
-            raise
-        raise ModelError(explain(f"{path.name} is not a JSON object")) from error
-    if not isinstance(content, dict):
-        raise ModelError(explain(f"{path.name} is not a JSON object"))
-    return content
+    return read_json(path, f"{component}/config.json") if path.is_file() else {}
 
 
 def pick_device(name: str, dtype: str = "float32") -> "torch.device":
@@ -189,6 +170,7 @@ def open_model(choice: Choice, device: "torch.device", dtype: str = "float32") -
     from ..pipelines.auto import AutoPipeline
 
     logging.disable_progress_bar()  # loading a small model needs no bar; drawing has its own
+    check_configs(choice.folder)
     try:
         pipe = AutoPipeline.from_pretrained(str(choice.folder), dtype=getattr(torch, dtype))
     except BlockloomError:

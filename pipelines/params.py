@@ -17,6 +17,7 @@ from typing import Any
 
 from ..core.errors import DataError, ModelError, nearest
 from ..core.messages import explain
+from .guard import check_folder
 
 FORMAT = 1
 _VERSIONED = ("torch", "diffusers", "transformers", "numpy", "pillow")
@@ -228,8 +229,9 @@ def bundled_models() -> dict[str, Path]:
     Returns:
         Public name ("blockloom/emoji") to folder, sorted by name.
     """
-    root = Path(str(files("blockloom.weights")))
-    found = {f"blockloom/{p.parent.name}": p.parent for p in root.glob("*/model_index.json")}
+    # `weights/` has no __init__, so `files` gives a view of several folders; its items are paths.
+    folders = [Path(str(item)) for item in files("blockloom.weights").iterdir() if item.is_dir()]
+    found = {f"blockloom/{p.name}": p for p in folders if (p / "model_index.json").is_file()}
     return dict(sorted(found.items()))
 
 
@@ -273,23 +275,8 @@ def model_folder(name: str) -> Path:
                 allowed="a folder written by save_pretrained or by blockloom train",
             ),
         )
-    _refuse_pickles(folder)
+    check_folder(folder)
     return folder
-
-
-_PICKLED = {".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle"}
-
-
-def _refuse_pickles(folder: Path) -> None:
-    for path in sorted(folder.rglob("*")):
-        if path.suffix.lower() in _PICKLED:
-            raise ModelError(
-                explain(
-                    f"{path.relative_to(folder)} is a pickle and can run code when opened",
-                    allowed="safetensors weights",
-                    hint="save the model again with safe_serialization=True and remove this file",
-                ),
-            )
 
 
 def weights_hash(folder: Path) -> str:
