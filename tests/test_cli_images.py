@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from blockloom import cli
 from blockloom.pipelines.media import read_image, read_metadata
@@ -57,6 +58,17 @@ class TestGenerate:
             generate(tiny_model, "red apple", "--seed", str(3 + k), "--out", f"{k}.png")
             assert (folder / f"{k}.png").read_bytes() == (folder / "many" / names[k]).read_bytes()
         assert len(set(digests(folder / "many").values())) == 3
+
+    def test_command_line_equals_api(self, tiny_model: Path, folder: Path) -> None:
+        from blockloom import ImagePipeline
+
+        generate(tiny_model, "red apple", "--seed", "3", "--steps", "4", "--out", "a.png")
+        pipe = ImagePipeline.from_pretrained(str(tiny_model))
+        pipe.set_progress_bar_config(disable=True)
+        image = pipe("red apple", seed=3, num_inference_steps=4).images[0]
+        assert (np.asarray(image) == pixels(folder / "a.png")).all()
+        *_, done = pipe.stream("red apple", seed=3, num_inference_steps=4)
+        assert (np.asarray(done.data["images"][0]) == pixels(folder / "a.png")).all()
 
     def test_params_from_repeats_bit_for_bit_in_another_process(
         self, tiny_model: Path, folder: Path
@@ -291,3 +303,38 @@ class TestBench:
         assert result["cache_ratio"] == pytest.approx(
             result["recomputed_seconds"] / result["cached_seconds"]
         )
+
+
+class TestTraining:
+    @pytest.fixture
+    def pictures(self, folder: Path) -> Path:
+        place = folder / "pictures"
+        place.mkdir()
+        for k in range(8):
+            colour = (255 * (k & 1), 255 * (k >> 1 & 1), 255 * (k >> 2))
+            Image.new("RGB", (16, 16), colour).save(place / f"{k}.png")
+            (place / f"{k}.txt").write_text(f"colour {k}")
+        return place
+
+    def test_convert(self, pictures: Path, folder: Path) -> None:
+        arguments = ["data", "convert", "pictures", "--out", "set.npz"]
+        assert cli.main(arguments) == 0
+        with np.load(folder / "set.npz", allow_pickle=False) as archive:
+            assert archive["images"].shape == (8, 16, 16, 3)
+            assert sorted(archive["captions"]) == [f"colour {k}" for k in range(8)]
+        assert cli.main(arguments) == 2
+        assert cli.main([*arguments, "--overwrite", "--size", "8"]) == 0
+
+    def test_train_then_draw_then_measure(
+        self, pictures: Path, folder: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        sizes = ["backbone.dim=32", "backbone.layers=1", "backbone.heads=2", "train.batch_size=4"]
+        sets = [word for size in sizes for word in ("--set", size)]
+        tokenizer = ["--set", "tokenizer={kind: palette, image_size: 16, patch: 4}"]
+        arguments = ["train", "image/maskgit", "--data", "pictures", "--out", "run"]
+        assert cli.main([*arguments, "--steps", "2", *sets, *tokenizer, "--format", "json"]) == 0
+        json.loads(capsys.readouterr().out)
+        generate(folder / "run" / "final", "colour 1", "--seed", "1", "--out", "a.png")
+        assert pixels(folder / "a.png").shape == (16, 16, 3)
+        assert cli.main(["eval", "run/final", "--data", "pictures", "--out", "e.json"]) == 0
+        assert json.loads((folder / "e.json").read_text())["recipe"] == "image/maskgit"
