@@ -183,6 +183,7 @@ class KVCache:
                 f"cache capacity = {self.capacity} tokens, {int(self.written.max())} written, "
                 f"{len(keep)} more asked; try capacity {int(self.written.max()) + len(keep)}"
             )
+        self._wipe_free()  # what an earlier peek left there must not be readable
         length = int(self.written.max())
         if self.aligned:
             return CacheView(self, active, keep, length, self._row_layout(length))
@@ -342,7 +343,7 @@ class KVCache:
         """Forget everything; the buffers stay allocated."""
         self.written.zero_()
         self.committed.zero_()
-        self.exact = True
+        self.exact = self._uniform = True
         self._wipe_free()
         self._note("reset")
 

@@ -18,12 +18,12 @@ from torch import Tensor
 
 from .layout import Copy, Layout, Role
 from .masks import MaskTable, dense
-from .passes import COMMITS, DecodePlan, Offered, mismatches, offered, pass_number, pinned
+from .passes import COMMITS, AdvancePlan, Offered, mismatches, offered, pass_number, pinned
 
 __all__ = [
     "COMMITS",
+    "AdvancePlan",
     "ClosureReport",
-    "DecodePlan",
     "check_exact",
     "count_mismatches",
     "free_committable",
@@ -69,12 +69,12 @@ def check_exact(
     Args:
         table: Training visibility table.
         layout: Training layout `[tokens]` with at least four blocks.
-        commit: See `DecodePlan`.
+        commit: See `AdvancePlan`.
         window: Cache window; None = nothing is evicted.
-        window_unit: See `DecodePlan`.
-        counts_own: See `DecodePlan`.
-        evict: See `DecodePlan`.
-        unit: See `DecodePlan`.
+        window_unit: See `AdvancePlan`.
+        counts_own: See `AdvancePlan`.
+        evict: See `AdvancePlan`.
+        unit: See `AdvancePlan`.
         decode_mask: `"table"`, or `"none"` for the fast path in which every active row sees
             the whole cache and all active rows of its copy.
         clean_is_modulated: Whether noise level or class condition enters the clean rows.
@@ -90,7 +90,7 @@ def check_exact(
     if decode_mask not in ("table", "none"):
         raise ValueError(f"decode_mask must be 'table' or 'none', got {decode_mask!r}")
     sees = "table" if decode_mask == "table" else "all"
-    plan = DecodePlan(
+    plan = AdvancePlan(
         commit, window, window_unit, counts_own, evict, unit, noisy_sees=sees, clean_sees=sees
     )
     _require_flat(layout)
@@ -112,7 +112,7 @@ def check_exact(
     return ClosureReport(not violations, violations, count, _notes(layout, plan))
 
 
-def count_mismatches(table: MaskTable, layout: Layout, plan: DecodePlan | None = None) -> int:
+def count_mismatches(table: MaskTable, layout: Layout, plan: AdvancePlan | None = None) -> int:
     """Count rows whose decode-visible set differs from their training-visible set.
 
     Each noisy row counts once (one pass per block), each clean row once (its commit pass); a fused
@@ -130,7 +130,7 @@ def count_mismatches(table: MaskTable, layout: Layout, plan: DecodePlan | None =
         ValueError: Batched layout.
     """
     _require_flat(layout)
-    plan = DecodePlan() if plan is None else plan
+    plan = AdvancePlan() if plan is None else plan
     if plan.commit == "none":
         return 0
     return mismatches(layout, dense(table, layout, layout), plan, offered(layout, plan))
@@ -227,7 +227,7 @@ def _require_flat(layout: Layout) -> None:
         raise ValueError("the closure checker takes a layout [tokens], got [batch, tokens]")
 
 
-def _table_violations(layout: Layout, seen: Tensor, plan: DecodePlan) -> list[str]:
+def _table_violations(layout: Layout, seen: Tensor, plan: AdvancePlan) -> list[str]:
     """Conditions on the table alone: nothing may be seen that has not been run yet."""
     is_clean = layout.copy == int(Copy.CLEAN)
     is_static = layout.block < 0
@@ -268,7 +268,7 @@ def _table_violations(layout: Layout, seen: Tensor, plan: DecodePlan) -> list[st
     return [sentence for sentence in found if sentence]
 
 
-def _missing_copy(layout: Layout, plan: DecodePlan) -> str:
+def _missing_copy(layout: Layout, plan: AdvancePlan) -> str:
     """Two-copy commits need clean rows for every block that is read later."""
     if plan.commit not in ("separate", "fused"):
         return ""
@@ -286,7 +286,7 @@ def _missing_copy(layout: Layout, plan: DecodePlan) -> str:
 
 
 def _eviction_violations(
-    layout: Layout, seen: Tensor, plan: DecodePlan, given: Offered
+    layout: Layout, seen: Tensor, plan: AdvancePlan, given: Offered
 ) -> list[str]:
     if plan.window is None:
         return []
@@ -336,7 +336,7 @@ def _sentence(layout: Layout, text: str, pairs: Tensor) -> str:
     return f"{text}: {count} pairs, e.g. {name(query)} sees {name(key)}"
 
 
-def _notes(layout: Layout, plan: DecodePlan) -> list[str]:
+def _notes(layout: Layout, plan: AdvancePlan) -> list[str]:
     num_blocks = len(torch.unique(layout.block[layout.block >= 0]))
     notes = []
     if num_blocks < 4:

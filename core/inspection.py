@@ -103,13 +103,18 @@ def schedule_rows(recipe: Recipe, length: int, seed: int = 0) -> list[dict[str, 
         if event.kind != "row":
             continue
         data = event.data
-        source = data["sources"]
+        source, accepted = data["sources"], data["accepted"][0]
+        if data["score"] is not None:
+            first = data["score"][0].argsort(descending=True, stable=True)
+            taken = source[first[accepted[first]]]
+        else:  # a denoised block appears at once, in generation order
+            taken = source[accepted]
         rows.append(
             {
                 "block": event.block,
                 "row": data["row"],
                 "predicted": source[data["predicted"][0]].tolist(),
-                "accepted": source[data["accepted"][0]].tolist(),
+                "accepted": taken.tolist(),
                 "level": data["level"],
                 "level_next": data["level_next"],
                 "guidance": data["guidance"],

@@ -1,6 +1,6 @@
 """What a cached decode offers to each row, simulated from a layout's attributes.
 
-A `DecodePlan` says which passes run and what the cache keeps; `offered` turns it into booleans per
+A `AdvancePlan` says which passes run and what the cache keeps; `offered` turns it into booleans per
 pair of rows, `mismatches` compares them with a training mask. Nothing here judges; core/closure.py
 does.
 
@@ -21,7 +21,7 @@ SEEN = ("table", "all", "causal")
 
 
 @dataclass(frozen=True)
-class DecodePlan:
+class AdvancePlan:
     """How a decode runs, as far as visibility is concerned.
 
     Attributes:
@@ -71,7 +71,7 @@ def pinned(layout: Layout) -> Bool[Tensor, " rows"]:
     return (layout.block < 0) | ((layout.role & int(Role.SINK)) != 0)
 
 
-def pass_number(layout: Layout, plan: DecodePlan) -> Int[Tensor, " rows"]:
+def pass_number(layout: Layout, plan: AdvancePlan) -> Int[Tensor, " rows"]:
     """Number of the noisy pass a row belongs to; prompt rows come before all passes."""
     unit = torch.zeros_like(layout.block) if plan.unit == "all" else getattr(layout, plan.unit)
     return torch.where(layout.block < 0, -1, unit)
@@ -99,7 +99,7 @@ class Offered:
         return self.cached | self.active
 
 
-def offered(layout: Layout, plan: DecodePlan) -> Offered:
+def offered(layout: Layout, plan: AdvancePlan) -> Offered:
     """Simulate the passes of a plan; nothing here looks at the table.
 
     Args:
@@ -130,7 +130,7 @@ def offered(layout: Layout, plan: DecodePlan) -> Offered:
     return Offered(cached & ~gone, active, gone, counted)
 
 
-def _two_copy_passes(layout: Layout, plan: DecodePlan) -> tuple[Tensor, Tensor]:
+def _two_copy_passes(layout: Layout, plan: AdvancePlan) -> tuple[Tensor, Tensor]:
     unit = pass_number(layout, plan)
     is_clean = layout.copy == int(Copy.CLEAN)
     behind = unit[:, None] - unit[None, :]
@@ -145,7 +145,7 @@ def _two_copy_passes(layout: Layout, plan: DecodePlan) -> tuple[Tensor, Tensor]:
     return cached, clean_active | own_noisy
 
 
-def _is_last_pass(layout: Layout, plan: DecodePlan) -> Tensor:
+def _is_last_pass(layout: Layout, plan: AdvancePlan) -> Tensor:
     """Rows of the last block of their document: nobody reads their clean copy."""
     unit = pass_number(layout, plan)
     same_document = layout.document[:, None] == layout.document[None, :]
@@ -153,7 +153,7 @@ def _is_last_pass(layout: Layout, plan: DecodePlan) -> Tensor:
     return (unit == latest) & (layout.block >= 0)
 
 
-def _outside_window(layout: Layout, plan: DecodePlan) -> Tensor:
+def _outside_window(layout: Layout, plan: AdvancePlan) -> Tensor:
     """Pairs whose key has been evicted when the query runs."""
     if plan.window is None:
         return torch.zeros(
@@ -171,7 +171,7 @@ def _outside_window(layout: Layout, plan: DecodePlan) -> Tensor:
 
 
 def mismatches(
-    layout: Layout, seen: Bool[Tensor, "rows rows"], plan: DecodePlan, given: Offered
+    layout: Layout, seen: Bool[Tensor, "rows rows"], plan: AdvancePlan, given: Offered
 ) -> int:
     """Count rows whose decode-visible set differs from the training-visible one.
 

@@ -116,7 +116,7 @@ class DecodePlan:
         content = self.content
         if self.shift:
             content = content.take(slice(0, content.num_tokens - 1))
-        full = content if self.prompt is None else prefix(content, self.num_prompt_rows)
+        full = content if self.prompt is None else Layout.cat([self.prompt, content])
         return two_copy(full) if self.copies == 2 else full
 
     def capacity(self) -> int:
@@ -132,7 +132,9 @@ def mask_table(recipe: Recipe) -> MaskTable:
     if isinstance(recipe.mask, dict):
         return MaskTable.parse(recipe.mask)
     if recipe.cache.window is not None:
-        return rule(recipe.mask, window=recipe.cache.window, sink=recipe.cache.sink > 0)
+        # Prompt rows are pinned: a window that lost the prompt would draw anything.
+        sink = recipe.cache.sink > 0 or num_prompt_rows(recipe) > 0
+        return rule(recipe.mask, window=recipe.cache.window, sink=sink)
     return rule(recipe.mask)
 
 
@@ -190,12 +192,14 @@ def build_plan(
         content = _resplit(content, generator)
     if layout.copies == 1 and not layout.shift:
         content = content.replace(copy=int(Copy.NOISY), level=1.0)
+    if recipe.cache.sink:
+        is_sink = content.block < recipe.cache.sink
+        content = content.replace(role=content.role | is_sink.long() * int(Role.SINK))
     rows = num_prompt_rows(recipe)
-    empty = content.take(slice(0, 0))
     return DecodePlan(
         table=mask_table(recipe),
         content=content,
-        prompt=prefix(empty, rows) if rows else None,
+        prompt=_prompt_rows(content, rows, recipe.cache.window is not None) if rows else None,
         height=height,
         width=width,
         copies=layout.copies,
@@ -204,6 +208,12 @@ def build_plan(
         window=recipe.cache.window,
         sink=recipe.cache.sink,
     )
+
+
+def _prompt_rows(content: Layout, rows: int, is_windowed: bool) -> Layout:
+    """Lay out the static rows in front; windows never drop them."""
+    role = Role.PROMPT | Role.COND | (Role.SINK if is_windowed else Role(0))
+    return prefix(content.take(slice(0, 0)), rows, role=role)
 
 
 def _permuted(content: Layout, generator: torch.Generator) -> Layout:

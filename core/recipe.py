@@ -231,6 +231,18 @@ def _combination_errors(recipe: Recipe) -> list[str]:
         errors.append('backbone.level = "none" with head.kind = "patch"; set "adaln"')
     if layout.split == "random" and layout.copies != 2:
         errors.append('layout.split = "random" needs layout.copies = 2; set "fixed"')
+    if head.kind == "patch" and layout.copies == 1 and layout.block != "all":
+        errors.append(
+            f'layout.block = {layout.block!r} with head.kind = "patch" needs layout.copies = 2; '
+            'set layout.block to "all"'
+        )
+    if cache.window is not None and cache.write in ("none", "prefix"):
+        errors.append(
+            f'cache.window = {cache.window} with cache.write = "{cache.write}" evicts nothing; '
+            'set cache.write to "separate", "fused" or "token", or leave the window out'
+        )
+    if cache.sink and cache.window is None:
+        errors.append(f"cache.sink = {cache.sink} needs cache.window; set cache.sink to 0")
     if (layout.kind == "stream") != (layout.text_tokens > 0):
         errors.append("layout.text_tokens must be > 0 exactly when layout.kind is stream; try 32")
     return errors
@@ -301,14 +313,20 @@ def recipe_from_dict(data: dict[str, Any], source: str = "recipe") -> Recipe:
     """Validate a recipe.
 
     Raises:
-        ModelError: unknown key, wrong type, or an illegal combination (one line).
+        ModelError: unknown key, wrong type, an illegal combination, or `cache.exact: true` where
+            the checker disproves it (one line).
     """
     if not isinstance(data, dict):
         raise ModelError(f"{source}: a recipe is a mapping of keys; got {type(data).__name__}")
     try:
-        return Recipe.model_validate(data)
+        recipe = Recipe.model_validate(data)
     except ValidationError as error:
         raise ModelError(_first_line(error, source)) from None
+    # Imported here: the proof needs tensors, reading a recipe's words does not.
+    from .exactness import require_exact
+
+    require_exact(recipe)
+    return recipe
 
 
 def list_recipes(modality: str | None = None) -> list[str]:

@@ -8,8 +8,9 @@ pipeline call are all consumers of that stream.
 It knows neither models nor pictures: a `Decoder` runs forwards and draws values. Autoregression is
 a block of one token and one row; MaskGIT one block and many rows; block diffusion many and many.
 
-Invariants: an item's values depend on its own generator only; `use_cache=False` recomputes the whole
-past in every pass and gives the same values (the slow twin the fast path is tested against).
+Invariants: an item's values depend on its own generator only, of which every block takes one
+number, however many rows it needed; `use_cache=False` recomputes the whole past in every pass and
+gives the same values (the slow twin the fast path is tested against).
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -22,6 +23,7 @@ from torch import Tensor
 
 from .attention import Lowered
 from .cache import CacheView, KVCache
+from .errors import UsageError
 from .layout import Layout
 from .plan import DecodePlan
 from .sampling import TokenStats, per_item_randn
@@ -110,6 +112,7 @@ class Rollout:
 
         Raises:
             ValueError: shapes of values, is_known and generators disagree.
+            UsageError: items have different numbers of given slots in a block.
         """
         batch, slots = is_known.shape
         if slots != plan.num_slots or values.shape[:2] != is_known.shape:
@@ -119,6 +122,7 @@ class Rollout:
             )
         if len(generators) != batch:
             raise ValueError(f"{len(generators)} generators for {batch} items; give one per item")
+        _require_equal_counts(plan, is_known)
         self.plan, self.decoder, self.scheduler = plan, decoder, scheduler
         self.values, self.given = values.clone(), is_known.clone()
         self.is_known = is_known.clone()
@@ -188,7 +192,7 @@ class Rollout:
     def predict_rows(self, block: int, **how: Any) -> Tensor:
         """Run the rows that predict a block, with pending rows riding in front where allowed."""
         plan = self.plan
-        noisy = [] if plan.shift else [plan.noisy_rows(block)]
+        noisy = [] if plan.shift else self._noisy_parts(block)
         if plan.write in ("separate", "prefix"):
             self._flush()
         riding, self.pending = self.pending, []
@@ -196,14 +200,31 @@ class Rollout:
         caches = self.cache is not None
         hidden = self._pass([*riding, *noisy], count if caches else 0, **how)
         self.context += riding
-        if plan.write == "fused":
+        if plan.write in ("fused", "token"):
             self._evict(block)
-        return hidden[:, -1:] if plan.shift else hidden[:, count:]
+        if plan.shift:
+            return hidden[:, -1:]
+        first = count + sum(r.num_tokens for r in noisy[:block]) if len(noisy) > 1 else count
+        return hidden[:, first : first + plan.noisy_rows(block).num_tokens]
+
+    def _noisy_parts(self, block: int) -> list[Layout]:
+        """Noisy rows that run to predict a block: its own, or all of them for single copies.
+
+        Without clean copies a block's context is the other noisy rows, so none can be left out.
+        """
+        plan = self.plan
+        if plan.copies == 2:
+            return [plan.noisy_rows(block)]
+        return [plan.noisy_rows(b) for b in range(plan.num_blocks)]
 
     def finish(self, block: int) -> Iterator[Event]:
         """Queue the clean rows of a finished block and drop what no later row can see."""
         plan = self.plan
         last = block == plan.num_blocks - 1
+        if self.pending and plan.window is not None and plan.write != "separate":
+            # Given blocks run no pass of their own; a windowed cache cannot hold them all at once.
+            self._flush()
+            self._evict(block)
         if (plan.copies == 2 or plan.shift) and not last:
             self.pending.append(plan.clean_rows(block))
         if plan.write == "separate" and not last:
@@ -226,7 +247,8 @@ class Rollout:
         """Decode every block; yields row, commit and finally done events.
 
         The event data holds `values` and `is_known` (live tensors in slot order), and for rows
-        `row`, `of_rows`, `accepted` [batch, tokens of the block], `sources` and `level`.
+        `row`, `of_rows`, `accepted` [batch, tokens of the block], `score` (which of them were taken
+        first: higher, or None), `sources` and `level`.
         """
         for block in range(self.plan.num_blocks):
             fill = self._denoise if self.decoder.per_level else self._unmask
@@ -245,33 +267,46 @@ class Rollout:
         source = plan.sources(block)
         left = int((~self.is_known[:, source]).sum(1).max())
         rows = scheduler.rows(left, None if self.num_steps is None else min(self.num_steps, left))
-        rank = self._rank(source)
+        streams = self._streams()
+        rank = self._rank(source, streams)
         for row in rows:
+            is_masked = ~self.is_known[:, source]
+            if not bool(is_masked.any()):
+                return  # rules that decide their own count may be done before the last row
             if self.should_stop():
                 yield None
                 return
             hidden = self.predict_rows(block)
-            drawn = self.decoder.draw(hidden, row, self.generators, source)
-            is_masked = ~self.is_known[:, source]
-            accepted = scheduler.select(row, is_masked, drawn.stats, rank, self.generators)
+            drawn = self.decoder.draw(hidden, row, streams, source)
+            accepted, score = scheduler.take(row, is_masked, drawn.stats, rank, streams)
             old = self.values[:, source]
             self.values[:, source] = torch.where(accepted[..., None], drawn.values.to(old.dtype), old)
             self.is_known[:, source] |= accepted
-            yield self._row_event(block, row, source, is_masked, accepted)
+            yield self._row_event(block, row, source, is_masked, accepted, score)
 
-    def _rank(self, source: Tensor) -> Tensor | None:
+    def _streams(self) -> list[torch.Generator]:
+        """Start every item's random stream for one block.
+
+        An item may need fewer rows than its neighbours, but the whole batch runs until the last
+        one is done; a stream of its own per block keeps later blocks out of that.
+        """
+        seeds = [int(torch.randint(2**62, (), generator=g)) for g in self.generators]
+        return [torch.Generator().manual_seed(seed) for seed in seeds]
+
+    def _rank(self, source: Tensor, streams: Sequence[torch.Generator]) -> Tensor | None:
         plan = self.plan
         cells = plan.num_slots == plan.height * plan.width
         height, width = (plan.height, plan.width) if cells else (1, plan.num_slots)
-        rank = self.scheduler.make_rank(height, width, self.generators, device=self.values.device)
-        return None if rank is None else rank.expand(len(self.generators), -1)[:, source]
+        rank = self.scheduler.make_rank(height, width, streams, device=self.values.device)
+        return None if rank is None else rank.expand(len(streams), -1)[:, source]
 
     def _denoise(self, block: int) -> Iterator[Event | None]:
         """Lower the noise level of a whole block row by row."""
         scheduler, source = self.scheduler, self.plan.sources(block)
         given = self.given[:, source][..., None]
         clean = self.values[:, source]
-        noise = per_item_randn(clean.shape[1:], self.generators, clean.device).to(clean.dtype)
+        streams = self._streams()
+        noise = per_item_randn(clean.shape[1:], streams, clean.device).to(clean.dtype)
         x = noise
         scheduler.begin(self.num_steps)
         for row in scheduler.rows(self.num_steps):
@@ -280,7 +315,7 @@ class Rollout:
                 return
             x = torch.where(given, scheduler.add_noise(clean, noise, row.level), x)
             hidden = self.predict_rows(block, block_values=x, level=row.level)
-            x = scheduler.step(self.decoder.predict(hidden, row), row, x, self.generators)
+            x = scheduler.step(self.decoder.predict(hidden, row), row, x, streams)
             if row.is_last:
                 x = torch.where(given, clean, x)
             self.values[:, source] = x
@@ -292,13 +327,29 @@ class Rollout:
             )
 
     def _row_event(
-        self, block: int, row: Row, source: Tensor, predicted: Tensor, accepted: Tensor
-    ) -> Event:
+        self, block: int, row: Row, source: Tensor, predicted: Tensor, accepted: Tensor,
+        score: Tensor | None = None,
+    ) -> Event:  # fmt: skip
         return self._event(
             "row", f"block_{block}/row_{row.index}", block, row=row.index, of_rows=row.num_rows,
-            sources=source, predicted=predicted, accepted=accepted, level=row.level,
+            sources=source, predicted=predicted, accepted=accepted, score=score, level=row.level,
             level_next=row.level_next, guidance=row.guidance_scale, temperature=row.temperature,
         )  # fmt: skip
+
+
+def _require_equal_counts(plan: DecodePlan, is_known: Tensor) -> None:
+    """Rows of a block are planned for its open slots, so all items must have equally many."""
+    block = plan.content.block.to(is_known.device)
+    source = plan.content.source.to(is_known.device)
+    counts = torch.zeros(len(is_known), plan.num_blocks, dtype=torch.int64, device=is_known.device)
+    counts.index_add_(1, block, is_known[:, source].long())
+    differs = (counts != counts[:1]).any(0)
+    if bool(differs.any()):
+        worst = int(differs.nonzero()[0, 0])
+        raise UsageError(
+            f"given slots of block {worst}: {counts[:, worst].tolist()} per item; items of one "
+            "request must have equally many; try one request per item"
+        )
 
 
 def run(rollout: Rollout) -> tuple[Tensor, Tensor]:

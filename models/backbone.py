@@ -27,7 +27,7 @@ from torch.utils.checkpoint import checkpoint
 from ..core.attention import Lowered, NoMask, attend
 from ..core.cache import CacheView
 from ..core.layout import Copy, Layout
-from ..core.numerics import RowStableLinear
+from ..core.numerics import RowStableActivation, RowStableLinear, row_stable_activation
 from ..core.positions import rope_angles, rotate
 
 
@@ -127,7 +127,7 @@ class SwiGLU(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Apply the gated map."""
         gate, value = self.to_gate_value(x).chunk(2, dim=-1)
-        return self.to_out(functional.silu(gate) * value)
+        return self.to_out(row_stable_activation("silu", gate) * value)
 
 
 class Layer(nn.Module):
@@ -296,11 +296,15 @@ class BlockTransformer(ModelMixin, ConfigMixin):
             self.prompt_table = nn.Parameter(torch.randn(num_prompt_rows, dim) * 0.02)
         if modulate or num_prompt_rows:
             self.embed_pooled = nn.Sequential(
-                RowStableLinear(prompt_dim, dim), nn.SiLU(), RowStableLinear(dim, dim)
+                RowStableLinear(prompt_dim, dim),
+                RowStableActivation("silu"),
+                RowStableLinear(dim, dim),
             )
         if level != "none":
             self.embed_level = nn.Sequential(
-                RowStableLinear(dim, dim), nn.SiLU(), RowStableLinear(dim, dim)
+                RowStableLinear(dim, dim),
+                RowStableActivation("silu"),
+                RowStableLinear(dim, dim),
             )
         self.to_modulation = RowStableLinear(dim, 6 * dim)
         self.to_final = RowStableLinear(dim, 2 * dim)
@@ -398,7 +402,7 @@ class BlockTransformer(ModelMixin, ConfigMixin):
             vector = vector if vector.ndim == 3 else vector[None]
         if prompt.pooled is not None and is_data and copy in self.copies_modulated:
             vector = vector + prompt.pooled[:, None]
-        return functional.silu(vector)
+        return row_stable_activation("silu", vector)
 
     def forward(
         self,

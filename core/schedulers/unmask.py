@@ -236,7 +236,7 @@ class UnmaskScheduler(BlockScheduler):
         rank: Float[Tensor, "*batch slots"] | None,
         generators: Sequence[torch.Generator],
     ) -> Bool[Tensor, "batch slots"]:
-        """Choose the slots this row reveals.
+        """Choose the slots this row reveals; `take` without the order.
 
         Args:
             row: The row being run.
@@ -253,8 +253,33 @@ class UnmaskScheduler(BlockScheduler):
         Raises:
             UsageError: The order or the rule needs `stats` or `rank` and got None.
         """
+        return self.take(row, is_masked, stats, rank, generators)[0]
+
+    def take(
+        self,
+        row: Row,
+        is_masked: Bool[Tensor, "batch slots"],
+        stats: TokenStats | None,
+        rank: Float[Tensor, "*batch slots"] | None,
+        generators: Sequence[torch.Generator],
+    ) -> tuple[Bool[Tensor, "batch slots"], Float[Tensor, "batch slots"] | None]:
+        """Choose the slots this row reveals, and tell in which order.
+
+        Args:
+            row: As in `select`.
+            is_masked: As in `select`.
+            stats: As in `select`.
+            rank: As in `select`.
+            generators: As in `select`.
+
+        Returns:
+            Accepted slots, and the score they were taken by, higher first; None when the last row
+            takes everything and nothing orders it.
+        """
         if row.is_last:
-            return is_masked.clone()
+            knows = self.needs_rank or stats is not None
+            score = self._score(row, stats, rank, generators) if knows else None
+            return is_masked.clone(), None if score is None else score.expand(is_masked.shape)
         candidates = restrict_first(is_masked, self.config.first_k)
         score = self._score(row, stats, rank, generators).expand(is_masked.shape)
         count: int | Tensor = row.count or 1
@@ -265,7 +290,7 @@ class UnmaskScheduler(BlockScheduler):
         stuck = is_masked.any(dim=-1) & ~accepted.any(dim=-1)
         if bool(((accepted & ~is_masked).any(dim=-1) | stuck).any()):
             raise RuntimeError(f"accept rule {self.config.accept} broke its progress guarantee")
-        return accepted
+        return accepted, score
 
     def _score(
         self,

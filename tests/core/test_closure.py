@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from blockloom.core.attention import attend, lower
 from blockloom.core.closure import (
-    DecodePlan,
+    AdvancePlan,
     check_exact,
     count_mismatches,
     free_committable,
@@ -34,10 +34,10 @@ TABLES = {
     ),
     "off by one": MaskTable.parse({"C->C": "LE(block)", "N->C": "LE(block)", "N->N": "EQ(block)"}),
 }
-BOTH_ALL = DecodePlan(noisy_sees="all", clean_sees="all")
-CAUSAL_COMMIT = DecodePlan(noisy_sees="all", clean_sees="causal")
-BOTH_CAUSAL = DecodePlan(noisy_sees="causal", clean_sees="causal")
-NAIVE_FUSED = DecodePlan("fused", noisy_sees="all", clean_sees="all")
+BOTH_ALL = AdvancePlan(noisy_sees="all", clean_sees="all")
+CAUSAL_COMMIT = AdvancePlan(noisy_sees="all", clean_sees="causal")
+BOTH_CAUSAL = AdvancePlan(noisy_sees="causal", clean_sees="causal")
+NAIVE_FUSED = AdvancePlan("fused", noisy_sees="all", clean_sees="all")
 
 
 def fixture_layout() -> Layout:
@@ -65,7 +65,7 @@ def test_hand_made_masks_mismatch_as_published(name, both_all, causal_commit, bo
 
 @pytest.mark.parametrize(("name", "unit"), [("jacobi b", "all"), ("jacobi c", "group")])
 def test_whole_window_together_then_causal_commit_is_exact(name, unit):
-    plan = DecodePlan(unit=unit, noisy_sees="causal", clean_sees="causal")
+    plan = AdvancePlan(unit=unit, noisy_sees="causal", clean_sees="causal")
     assert count_mismatches(TABLES[name], fixture_layout(), plan) == 0
     assert check_exact(TABLES[name], fixture_layout(), unit=unit).exact
     assert not check_exact(TABLES[name], fixture_layout()).exact
@@ -79,7 +79,7 @@ def test_whole_window_together_then_causal_commit_is_exact(name, unit):
     ],
 )  # fmt: skip
 def test_fused_mask_evaluated_from_the_table(name, expected):
-    assert count_mismatches(TABLES[name], fixture_layout(), DecodePlan("fused")) == expected
+    assert count_mismatches(TABLES[name], fixture_layout(), AdvancePlan("fused")) == expected
     report = check_exact(TABLES[name], fixture_layout(), commit="fused")
     assert report.exact == (expected == 0)
     assert report.decode_mismatches == expected

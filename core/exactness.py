@@ -1,0 +1,123 @@
+"""Refuses `cache.exact: true` unless the checker proves it for the recipe's own layouts.
+
+It lays a recipe out at a size with at least four blocks, reads its commit policy and conditioning,
+and asks core/closure.py. It runs no network; that a proven recipe is exact in numbers is what
+core/proof.py shows.
+"""
+
+from collections.abc import Iterator
+from difflib import get_close_matches
+
+import torch
+
+from .closure import check_exact
+from .errors import ModelError
+from .plan import DecodePlan, build_plan, mask_table
+from .recipe import Recipe
+from .rules import RULES
+
+MIN_BLOCKS = 4
+NUM_DRAWS = 3
+"""How many random orders and splits are checked for recipes that train on them."""
+
+
+def require_exact(recipe: Recipe) -> None:
+    """Check that the mask exists, and that `cache.exact` holds where it is claimed.
+
+    Args:
+        recipe: A recipe whose sections are legal on their own.
+
+    Raises:
+        ModelError: unknown mask rule, or the first reason why the cached decode is not exact.
+    """
+    _require_mask(recipe)
+    if not recipe.cache.exact:
+        return
+    found = next(iter(violations(recipe)), None)
+    if found is not None:
+        raise ModelError(
+            f"{recipe.name}: cache.exact = true is disproved: {found}; set cache.exact to false, "
+            "or repair the mask"
+        )
+
+
+def _require_mask(recipe: Recipe) -> None:
+    if isinstance(recipe.mask, str) and recipe.mask not in RULES:
+        near = get_close_matches(recipe.mask, RULES, 1, 0.0)[0]
+        raise ModelError(f"{recipe.name}: unknown mask rule {recipe.mask!r}; nearest: {near}")
+    try:
+        mask_table(recipe)
+    except ValueError as error:
+        advice = "; leave cache.window out" if recipe.cache.window is not None else ""
+        raise ModelError(f"{recipe.name}: mask: {error}{advice}") from None
+
+
+def violations(recipe: Recipe) -> list[str]:
+    """List why a cached decode of a recipe differs from its masked training forward; [] = exact."""
+    if recipe.cache.write == "none":
+        return ['nothing is cached with cache.write = "none"']
+    try:
+        return [text for plan in _plans(recipe) for text in plan_violations(recipe, plan)]
+    except ValueError as error:
+        return [str(error)]
+
+
+def plan_violations(recipe: Recipe, plan: DecodePlan) -> list[str]:
+    """List the violations of one laid-out plan."""
+    if plan.write == "prefix" and plan.copies == 1:
+        return _prefix_violations(plan)
+    commit = "separate" if plan.write == "prefix" else plan.write
+    report = check_exact(
+        plan.table,
+        plan.training_layout(),
+        commit=commit,
+        window=plan.window,
+        cache_per_branch=not condition_free_clean(recipe, plan),
+    )
+    return report.violations
+
+
+def condition_free_clean(recipe: Recipe, plan: DecodePlan) -> bool:
+    """Whether clean rows are told no prompt, so that guidance branches share one cache."""
+    condition = recipe.condition
+    told = (condition.adaln or condition.cross) and "clean" in condition.modulate
+    return not told and not plan.num_prompt_rows
+
+
+def _prefix_violations(plan: DecodePlan) -> list[str]:
+    """Only prompt rows are kept: they must not depend on anything that changes later."""
+    rows = plan.num_prompt_rows
+    if not rows:
+        return ['cache.write = "prefix" keeps prompt rows, but the recipe has none']
+    layout = plan.training_layout()
+    seen = plan.table.visible(layout, layout)[:rows, rows:]
+    if not bool(seen.any()):
+        return []
+    pairs = int(seen.sum())
+    return [f"(static) prompt rows see {pairs} generated rows, whose content changes row by row"]
+
+
+def _plans(recipe: Recipe) -> Iterator[DecodePlan]:
+    """Lay the recipe out: the fixed partition, and some of the random ones it trains on."""
+    height, width = _grid_for(recipe)
+    yield build_plan(recipe, height, width)
+    layout = recipe.layout
+    if layout.permute == "random" or layout.split == "random":
+        for seed in range(NUM_DRAWS):
+            generator = torch.Generator().manual_seed(seed)
+            yield build_plan(recipe, height, width, generator=generator)
+    if layout.spans:
+        middle = layout.text_tokens + height * width // 2
+        yield build_plan(recipe, height, width, span=(layout.text_tokens + 1, middle))
+
+
+def _grid_for(recipe: Recipe) -> tuple[int, int]:
+    """Choose a grid with at least four blocks, and enough of them for the window to evict."""
+    blocks = max(MIN_BLOCKS, (recipe.cache.window or 0) + recipe.cache.sink + 2)
+    block = recipe.layout.block
+    if isinstance(block, int):
+        return blocks, block
+    if block.startswith("tile:"):
+        height, width = (int(part) for part in block.removeprefix("tile:").split("x"))
+        return 2 * height, -(-blocks // 2) * width
+    return blocks, MIN_BLOCKS
