@@ -5,6 +5,7 @@ It does not know which tokenizer it trains; it uses the tokenizer protocol only.
 
 import copy
 import logging
+from itertools import chain
 from pathlib import Path
 
 import torch
@@ -47,8 +48,8 @@ class TokenizerStage:
             generator: Noise of stochastic tokenizers.
             step: Unused; part of the stage protocol.
         """
-        device = next(self.tokenizer.parameters()).device
-        return self.tokenizer.loss(self.images.pixels(indices).to(device), generator)
+        pixels = self.images.pixels(indices).to(_device(self.tokenizer))
+        return self.tokenizer.loss(pixels, generator)
 
 
 @torch.no_grad()
@@ -63,7 +64,7 @@ def reconstruct(tokenizer: nn.Module, images: ImageDataset, batch_size: int = 64
     Returns:
         float32 [items, 3, height, width] in [-1, 1], on the CPU.
     """
-    device = next(tokenizer.parameters()).device
+    device = _device(tokenizer)
     parts = torch.arange(len(images)).split(batch_size)
     decoded = [
         tokenizer.decode(tokenizer.encode(images.pixels(part).to(device))).float().cpu()
@@ -164,3 +165,8 @@ def train_tokenizer(
                 tokenizer.measure_latents(images.pixels(part) for part in parts)
             save_half(tokenizer, Path(folder) / "final")
     return report
+
+
+def _device(module: nn.Module) -> torch.device:
+    # Tokenizers without weights have buffers only.
+    return next(chain(module.parameters(), module.buffers())).device
