@@ -66,7 +66,7 @@ def split_patches(
     """
     height, width = pixels.shape[-2:]
     if height % patch or width % patch:
-        nearest = max(patch, round(height / patch) * patch), max(patch, round(width / patch) * patch)
+        nearest = [max(patch, round(side / patch) * patch) for side in (height, width)]
         raise ValueError(
             f"image of {height}x{width} pixels does not split into patches of {patch}; "
             f"nearest size {nearest[0]}x{nearest[1]}"

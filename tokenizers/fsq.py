@@ -61,9 +61,7 @@ class FSQTokenizer(DiscreteTokenizer):
         self.codebook_size = math.prod(levels)
         channels = len(levels) * num_codebooks
         self._build(image_size, patch, widths, encoder_depths, decoder_depths, channels)
-        self.quantizer = FSQ(
-            list(levels), num_codebooks=num_codebooks, keep_num_codebooks_dim=True
-        )
+        self.quantizer = FSQ(list(levels), num_codebooks=num_codebooks, keep_num_codebooks_dim=True)
 
     def quantize(self, features: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Round features to the lattice; there is no extra loss.

@@ -123,9 +123,7 @@ class PatchTokenizer(ModelMixin, ConfigMixin):
     codebook_size = 0
 
     @register_to_config
-    def __init__(
-        self, image_size: int = 16, patch: int = 4, mean: float = 0.0, std: float = 1.0
-    ):
+    def __init__(self, image_size: int = 16, patch: int = 4, mean: float = 0.0, std: float = 1.0):
         """Store the constants.
 
         Args:

@@ -10,7 +10,6 @@ finite touches neither weights, optimiser nor average; a checkpoint is whole or 
 
 import contextlib
 import dataclasses
-import hashlib
 import json
 import logging
 import math
@@ -19,10 +18,8 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
-from functools import lru_cache
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Protocol
 
 import torch
 from accelerate import Accelerator
@@ -40,13 +37,12 @@ from .optim import (
     optimizer_state,
     set_learning_rate,
 )
+from .order import batch_indices, seed_for
 from .precision import Precision, autocast, probe_precision
 from .runlog import RunLog
+from .settings import FREE_ON_RESUME, TrainConfig, TrainReport
 
 logger = logging.getLogger(__name__)
-
-# Settings a resumed run may change: they alter what is written, not what is computed.
-_FREE = {"save_every", "keep_last", "log_every", "evaluate_every", "progress", "tensorboard"}
 
 
 class Stage(Protocol):
@@ -73,146 +69,6 @@ class Stage(Protocol):
             step: Step being taken, from 0.
         """
         ...
-
-
-@dataclass(frozen=True, kw_only=True)
-class TrainConfig:
-    """Settings of a run.
-
-    Attributes:
-        num_steps: Optimiser steps.
-        batch_size: Items per step, over all processes.
-        seed: Decides item order and all noise.
-        optimizer: "adamw", or "muon" for hidden matrices with AdamW for the rest.
-        learning_rate: Peak rate.
-        weight_decay: Decoupled decay of matrices and kernels.
-        betas: AdamW's moment decays.
-        curve: Learning rate after the warm-up.
-        warmup_steps: Steps of the linear rise.
-        final_ratio: Last rate over the peak, cosine only.
-        max_grad_norm: Gradients are scaled down to this norm; 0 turns clipping off.
-        ema_decay: Largest decay of the weights' moving average; 0 turns it off.
-        accumulation: Parts a batch is split into to save memory.
-        precision: "fp32", "bf16", or "auto" to time both once.
-        max_bad_steps: Steps in a row without a finite gradient before the run stops.
-        save_every: Steps between checkpoints; the last step is always saved.
-        keep_last: Checkpoints kept.
-        log_every: Steps between log lines; numbers are means over those steps.
-        evaluate_every: Steps between calls of `evaluate`; 0 for only after the last.
-        progress: Show a bar on stderr.
-        tensorboard: Mirror the log to TensorBoard.
-    """
-
-    num_steps: int
-    batch_size: int
-    seed: int = 0
-    optimizer: Literal["adamw", "muon"] = "adamw"
-    learning_rate: float = 1e-3
-    weight_decay: float = 0.01
-    betas: tuple[float, float] = (0.9, 0.95)
-    curve: Literal["cosine", "constant"] = "cosine"
-    warmup_steps: int = 100
-    final_ratio: float = 0.0
-    max_grad_norm: float = 1.0
-    ema_decay: float = 0.999
-    accumulation: int = 1
-    precision: Literal["auto", "fp32", "bf16"] = "auto"
-    max_bad_steps: int = 5
-    save_every: int = 500
-    keep_last: int = 2
-    log_every: int = 20
-    evaluate_every: int = 0
-    progress: bool = True
-    tensorboard: bool = False
-
-    def __post_init__(self) -> None:
-        """Check every setting.
-
-        Raises:
-            UsageError: A setting is outside its range; it, its value and the range are named.
-        """
-        for name in ("num_steps", "batch_size", "accumulation", "save_every", "keep_last"):
-            self._at_least(name, 1)
-        for name in ("log_every", "max_bad_steps"):
-            self._at_least(name, 1)
-        for name in ("warmup_steps", "evaluate_every", "weight_decay", "max_grad_norm"):
-            self._at_least(name, 0)
-        if not 0 < self.learning_rate < math.inf:
-            raise UsageError(f"learning_rate is {self.learning_rate}; it must be above 0")
-        if not 0 <= self.ema_decay < 1:
-            raise UsageError(f"ema_decay is {self.ema_decay}; it must be in [0, 1), nearest 0.999")
-        for name, allowed in (
-            ("optimizer", ("adamw", "muon")),
-            ("curve", ("cosine", "constant")),
-            ("precision", ("auto", "fp32", "bf16")),
-        ):
-            if getattr(self, name) not in allowed:
-                raise UsageError(f"{name} is {getattr(self, name)!r}; allowed {', '.join(allowed)}")
-        if self.batch_size % self.accumulation:
-            raise UsageError(
-                f"batch_size is {self.batch_size}; it must be a multiple of accumulation "
-                f"{self.accumulation}"
-            )
-
-    def _at_least(self, name: str, lowest: int) -> None:
-        if getattr(self, name) < lowest:
-            raise UsageError(f"{name} is {getattr(self, name)}; it must be at least {lowest}")
-
-
-@dataclass(frozen=True)
-class TrainReport:
-    """How a run ended.
-
-    Attributes:
-        step: Optimiser steps taken in all.
-        loss: Mean loss of the last logged window.
-        skipped: Steps without a finite gradient, in all.
-        seconds: Wall time of this call.
-        checkpoint: Newest checkpoint directory.
-    """
-
-    step: int
-    loss: float
-    skipped: int
-    seconds: float
-    checkpoint: Path | None
-
-
-def seed_for(*parts: int | str) -> int:
-    """Hash parts to a seed in [0, 2^32), stable over machines and Python versions.
-
-    Args:
-        parts: For instance the run's seed, a purpose and a step.
-    """
-    text = "\x1f".join(str(part) for part in parts)
-    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=4).digest(), "big")
-
-
-def batch_indices(seed: int, step: int, batch_size: int, num_items: int) -> Tensor:
-    """Choose the items of one step: consecutive places of endlessly reshuffled epochs.
-
-    Args:
-        seed: The run's seed.
-        step: Step from 0.
-        batch_size: Items per step; may exceed `num_items`.
-        num_items: Items in an epoch; each comes once per epoch.
-
-    Returns:
-        int64 [batch_size].
-    """
-    places = torch.arange(step * batch_size, (step + 1) * batch_size)
-    epochs, within = places // num_items, places % num_items
-    parts = [
-        _epoch_order(seed, int(epoch), num_items)[within[epochs == epoch]]
-        for epoch in epochs.unique()
-    ]
-    return torch.cat(parts)
-
-
-@lru_cache(maxsize=4)
-def _epoch_order(seed: int, epoch: int, num_items: int) -> Tensor:
-    generator = torch.Generator().manual_seed(seed_for(seed, "epoch", epoch))
-    return torch.randperm(num_items, generator=generator)
 
 
 class _StageModule(nn.Module):
@@ -491,7 +347,7 @@ class Trainer:
         # Through JSON, so that tuples compare as the lists they were stored as.
         now = _unjson(_json(dataclasses.asdict(self.config)))
         for name, value in now.items():
-            if name not in _FREE and state["config"].get(name) != value:
+            if name not in FREE_ON_RESUME and state["config"].get(name) != value:
                 raise UsageError(
                     f"{name} is {value!r}, but the run to resume in {self.folder} has "
                     f"{state['config'].get(name)!r}"

@@ -1,8 +1,9 @@
 """The adapters give exactly what the diffusers modules they wrap give."""
 
 import torch
-from blockloom.tokenizers.adapters import AutoencoderKLTokenizer, VQModelTokenizer
 from diffusers import AutoencoderKL, VQModel
+
+from blockloom.tokenizers.adapters import AutoencoderKLTokenizer, VQModelTokenizer
 
 BLOCKS = {
     "block_out_channels": (8, 16),

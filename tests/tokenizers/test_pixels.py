@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+
 from blockloom.tokenizers.base import join_patches, psnr, split_patches
 from blockloom.tokenizers.losses import edge_loss, reconstruction_loss
 from blockloom.tokenizers.pixels import PaletteTokenizer, PatchTokenizer
@@ -44,7 +45,7 @@ def test_patch_round_trip_and_order():
 def test_patches_join_exactly():
     image = torch.rand(2, 3, 6, 4)
     assert torch.equal(join_patches(split_patches(image, 2), (3, 2), 2), image)
-    with pytest.raises(ValueError, match="6x4.*patches of 4.*8x4"):
+    with pytest.raises(ValueError, match=r"6x4.*patches of 4.*8x4"):
         split_patches(image, 4)
 
 

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+
 from blockloom.tokenizers.base import ImageTokenizer
 from blockloom.tokenizers.build import TOKENIZERS, build_tokenizer, load_tokenizer
 

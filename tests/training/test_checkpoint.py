@@ -5,6 +5,7 @@ import logging
 
 import pytest
 import torch
+
 from blockloom.core.errors import DataError
 from blockloom.training import checkpoint as module
 from blockloom.training.checkpoint import CheckpointStore, read, write_atomic
@@ -110,7 +111,7 @@ def test_manifest_cannot_point_outside(tmp_path):
     manifest = json.loads((path / "manifest.json").read_text())
     manifest["sha256"]["../../secret.json"] = module._digest(secret)
     (path / "manifest.json").write_text(json.dumps(manifest))
-    with pytest.raises(DataError, match="secret.json: missing"):
+    with pytest.raises(DataError, match=r"secret.json: missing"):
         read(path)
 
 

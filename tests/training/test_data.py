@@ -11,11 +11,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from PIL import Image
+
 from blockloom.core.errors import DataError, UsageError
 from blockloom.training import archive, images
 from blockloom.training.data import ImageDataset, convert, load_images
 from blockloom.training.images import read_image
-from PIL import Image
 
 
 def save(path: Path, color, size=(8, 8), mode="RGB", **options) -> Path:
@@ -203,7 +204,7 @@ def test_one_bad_file_in_a_thousand_is_skipped(tmp_path, caplog):
         assert len(load_images(tmp_path)) == 1000
     assert "bad.png" in caplog.text
     (tmp_path / "metadata.jsonl").write_text("\n".join(map(json.dumps, lines[-3:])))
-    with pytest.raises(DataError, match="1 of 3 items are bad: .*bad.png"):
+    with pytest.raises(DataError, match=r"1 of 3 items are bad: .*bad.png"):
         load_images(tmp_path)
 
 
@@ -258,7 +259,10 @@ PICTURES = np.zeros((2, 4, 4, 3), np.uint8)
         ({"images": PICTURES.astype(np.float32)}, "float32.*needed uint8"),
         ({"images": PICTURES[:0]}, "holds no images"),
         ({"images": np.uint8(3)}, "holds no images"),
-        ({"images": PICTURES, "captions": np.array(["a"])}, r"'captions' has shape \[1\], not \[2\]"),
+        (
+            {"images": PICTURES, "captions": np.array(["a"])},
+            r"'captions' has shape \[1\], not \[2\]",
+        ),
         ({"images": PICTURES, "captions": np.array([1, 2])}, "numbers but no texts"),
         (
             {"images": PICTURES, "split": np.array([0, 5]), "split_names": np.array(["train"])},

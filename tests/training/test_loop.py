@@ -8,16 +8,18 @@ import subprocess
 import sys
 import textwrap
 import time
+from itertools import pairwise
 
 import pytest
 import torch
+from torch import nn
+
 from blockloom.core.errors import ModelError, UsageError
 from blockloom.training.checkpoint import CheckpointStore
 from blockloom.training.loop import TrainConfig, Trainer, batch_indices, seed_for
 from blockloom.training.optim import build_optimizers, is_hidden_matrix, learning_rate_at
 from blockloom.training.precision import probe_precision
 from blockloom.training.runlog import RunLog
-from torch import nn
 
 ITEMS = 20
 
@@ -108,7 +110,7 @@ def test_learning_rate_closed_form():
     rates = [learning_rate_at(i, peak=2.0, num_steps=12, warmup_steps=2) for i in range(12)]
     assert rates[:3] == [1.0, 2.0, 2.0]
     assert rates[-1] == pytest.approx(0)
-    assert all(a >= b for a, b in zip(rates[2:], rates[3:], strict=False))
+    assert all(a >= b for a, b in pairwise(rates[2:]))
     assert learning_rate_at(7, peak=2.0, num_steps=13, warmup_steps=2) == pytest.approx(1.0)
     assert learning_rate_at(11, peak=2.0, num_steps=12, final_ratio=0.25) == pytest.approx(0.5)
     assert learning_rate_at(11, peak=2.0, num_steps=12, curve="constant") == 2.0
@@ -210,7 +212,9 @@ def test_a_step_that_is_not_finite_changes_nothing(tmp_path):
 
 def test_five_bad_steps_in_a_row_stop_the_run(tmp_path):
     stage = Regression(bad_steps=(1, 3, 4, 5, 6, 7))
-    with pytest.raises(ModelError, match="5 steps in a row, up to step 7.*learning_rate below 0.01"):
+    with pytest.raises(
+        ModelError, match=r"5 steps in a row, up to step 7.*learning_rate below 0.01"
+    ):
         Trainer(stage, config(), tmp_path).run()
     dump = json.loads((tmp_path / "diverged.json").read_text())
     assert dump["step"] == 7
@@ -334,7 +338,7 @@ def test_an_existing_run_is_not_overwritten(tmp_path):
 
 def test_resume_refuses_changed_arithmetic_only(tmp_path):
     Trainer(Regression(), config(num_steps=3), tmp_path).run()
-    with pytest.raises(UsageError, match="batch_size is 4.*has 8"):
+    with pytest.raises(UsageError, match=r"batch_size is 4.*has 8"):
         Trainer(Regression(), config(num_steps=3, batch_size=4), tmp_path, resume=True)
     Trainer(Regression(), config(num_steps=3, log_every=1), tmp_path, resume=True)
 

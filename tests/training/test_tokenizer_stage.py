@@ -5,6 +5,7 @@ import json
 import numpy as np
 import pytest
 import torch
+
 from blockloom.core.errors import ModelError
 from blockloom.tokenizers.build import build_tokenizer, load_tokenizer
 from blockloom.training.data import ImageDataset
