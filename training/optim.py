@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import AdamW, Muon, Optimizer
 
-ADAMW_NAMES = ("embed", "position", "head", "output", "mask_token")
+ADAMW_NAMES = ("embed", "position", "head", "output", "mask_token", "table", "buckets")
 
 
 def learning_rate_at(

@@ -18,16 +18,15 @@ from torch import Tensor, nn
 
 from ..core.errors import ModelError, UsageError
 from ..core.recipe import Recipe
+from ..core.sampling import item_generator
 from ..models.generate import Request, picture_values, start
 from ..models.generator import GenerativeModel
-from ..core.sampling import item_generator
 from ..tokenizers.build import build_tokenizer, load_tokenizer
-from .checkpoint import latest
 from .data import ImageDataset, load_images
-from .evaluation import evaluate_pictures
 from .loop import TrainConfig, Trainer
 from .objective import ModelStage, stage_summary
-from .tokenizer_stage import mean_psnr, reconstruct, save_half, train_tokenizer
+from .pictures import evaluate_pictures, held_out_items
+from .tokenizer_stage import mean_psnr, save_half, train_tokenizer
 
 logger = logging.getLogger(__name__)
 STAGES = ("tokenizer", "model", "all")
@@ -132,12 +131,11 @@ def _train_tokenizer(
 ) -> dict[str, Any]:
     given = dict(recipe.tokenizer.get("train", {}))
     init_from = given.pop("init_from", None)
-    config = train_config(recipe, steps, **(given | {"progress": progress}))
-    if steps:
-        config = train_config(recipe, steps, **(given | {"progress": progress, "num_steps": steps}))
-    held_out = dataset.held_out()
+    changes = given | {"progress": progress} | ({"num_steps": steps} if steps else {})
+    config = train_config(recipe, steps, **changes)
+    held_out = held_out_items(dataset)
     report = train_tokenizer(
-        tokenizer, dataset.training(), config, out / "tokenizer", held_out=held_out,
+        tokenizer, dataset.only("train"), config, out / "tokenizer", held_out=held_out,
         init_from=init_from, resume=resume,
     )  # fmt: skip
     return vars(report) | {"checkpoint": str(report.checkpoint)}
@@ -152,10 +150,11 @@ def _train_model(
     steps: int | None,
     progress: bool,
 ) -> dict[str, Any]:
-    items = dataset.training()
+    items = dataset.only("train")
     values = encoded(tokenizer, items, out / "cache")
-    torch.manual_seed(recipe.train.seed)
-    model = build_model(recipe, tokenizer)
+    with torch.random.fork_rng(devices=[]):
+        torch.random.default_generator.manual_seed(recipe.train.seed)  # initial weights only
+        model = build_model(recipe, tokenizer)
     ids = model.text_encoder.tokenize(items.captions)
     stage = ModelStage(model, values, ids, items.captions)
     logger.info("model stage: %s", stage_summary(stage))
@@ -170,8 +169,11 @@ def _train_model(
 def build_model(recipe: Recipe, tokenizer: Any) -> GenerativeModel:
     """Build the untrained model of a recipe for a tokenizer."""
     height, width = tokenizer.grid
+    plain = recipe.model_dump(mode="json")
+    for machine_detail in ("path", "train"):  # how this run got its tokenizer is not the model's
+        plain["tokenizer"].pop(machine_detail, None)
     return GenerativeModel(
-        recipe=recipe.model_dump(mode="json"),
+        recipe=plain,
         height=height,
         width=width,
         num_codebooks=max(tokenizer.num_codebooks, 1),
@@ -289,7 +291,7 @@ def evaluate(
     model, tokenizer = load_pipeline_parts(folder)
     model, tokenizer = model.to(device), tokenizer.to(device)
     dataset = load_images(data)
-    held_out = dataset.held_out()
+    held_out = held_out_items(dataset)
     result: dict[str, Any] = {
         "model": folder.name,
         "recipe": model.recipe.name,
@@ -302,7 +304,6 @@ def evaluate(
     result |= evaluate_pictures(
         dataset,
         lambda prompts: draw(model, tokenizer, prompts, seed).numpy(),
-        lambda items: reconstruct(tokenizer, items),
         num=num,
         seed=seed,
     )
