@@ -106,7 +106,8 @@ class ContinuousTokenizer(ModelMixin, ConfigMixin):
         Raises:
             ValueError: No images.
         """
-        count, total, squares = 0, 0.0, 0.0
+        count = 0
+        total = squares = torch.zeros_like(self.latent_mean, dtype=torch.float64)
         for pixels in batches:
             mean = self.posterior_mean(self.encoder(pixels.to(self.device, self.dtype)))
             tokens = rearrange(mean, "b c h w -> (b h w) c").double()

@@ -8,6 +8,8 @@ Invariants: tensors are channels-last in memory; every residual branch starts at
 network is a chain of linear resamplings. It does not know how features are quantised.
 """
 
+from collections.abc import Sequence
+
 import torch
 from einops import rearrange
 from jaxtyping import Float
@@ -28,8 +30,7 @@ class ResidualConv(nn.Module):
         self.norm = nn.GroupNorm(8, width)
         self.conv_in = nn.Conv2d(width, width, 3, padding=1)
         self.conv_out = nn.Conv2d(width, width, 3, padding=1)
-        nn.init.zeros_(self.conv_out.weight)
-        nn.init.zeros_(self.conv_out.bias)
+        _start_at_zero(self.conv_out)
 
     def forward(
         self, features: Float[Tensor, "batch width height columns"]
@@ -60,9 +61,8 @@ class GridAttention(nn.Module):
         self.feed_in = nn.Linear(width, expansion * width)
         self.feed_out = nn.Linear(expansion * width, width)
         nn.init.normal_(self.position, std=0.02)
-        for layer in (self.to_out, self.feed_out):
-            nn.init.zeros_(layer.weight)
-            nn.init.zeros_(layer.bias)
+        _start_at_zero(self.to_out)
+        _start_at_zero(self.feed_out)
 
     def forward(
         self, features: Float[Tensor, "batch width height columns"]
@@ -85,8 +85,8 @@ class ConvEncoder(nn.Module):
         self,
         image_size: int,
         patch: int,
-        widths: tuple[int, ...],
-        depths: tuple[int, ...],
+        widths: Sequence[int],
+        depths: Sequence[int],
         out_channels: int,
     ):
         """Build the encoder.
@@ -129,8 +129,8 @@ class ConvDecoder(nn.Module):
         self,
         image_size: int,
         patch: int,
-        widths: tuple[int, ...],
-        depths: tuple[int, ...],
+        widths: Sequence[int],
+        depths: Sequence[int],
         in_channels: int,
         pixel_width: int = 16,
     ):
@@ -175,3 +175,8 @@ class ConvDecoder(nn.Module):
             features = F.silu(F.pixel_shuffle(spread(features), 2))
             features = features + smooth(features)
         return self.head(features)
+
+
+def _start_at_zero(layer: nn.Module) -> None:
+    for parameter in layer.parameters():
+        nn.init.zeros_(parameter)

@@ -79,7 +79,9 @@ class _StageModule(nn.Module):
         self.trained = stage.modules()
         self._loss = stage.loss
 
-    def forward(self, indices: Tensor, generator: torch.Generator, step: int):
+    def forward(
+        self, indices: Tensor, generator: torch.Generator, step: int
+    ) -> tuple[Tensor, dict[str, float]]:
         return self._loss(indices, generator, step)
 
 
@@ -119,7 +121,9 @@ class Trainer:
         self.stage, self.config, self.folder = stage, config, Path(folder)
         self.evaluate = evaluate
         self.store = CheckpointStore(self.folder / "checkpoints", config.keep_last)
-        found = self.store.load() if resume else self._refuse_existing()
+        if not resume:
+            self._refuse_existing()
+        found = self.store.load() if resume else None
         self.accelerator = Accelerator(mixed_precision="no")
         if config.batch_size % (config.accumulation * self.accelerator.num_processes):
             raise UsageError(
@@ -144,7 +148,7 @@ class Trainer:
         self.precision = self._choose_precision(found)
         self._wrapped = self.accelerator.prepare(_StageModule(stage))
         self._last_checkpoint = found.path if found else None
-        self._stop_signal: int | None = None
+        self._stop_signal = 0  # number of the signal that asked to stop
 
     def run(self) -> TrainReport:
         """Train to the last step.
@@ -250,7 +254,8 @@ class Trainer:
         mine = indices[accelerator.process_index :: accelerator.num_processes]
         self.module.train()
         self.module.zero_grad(set_to_none=True)
-        total, metrics = 0.0, {}
+        total = 0.0
+        metrics: dict[str, float] = {}
         for part, some in enumerate(mine.chunk(parts)):
             last = part == parts - 1
             sync = contextlib.nullcontext() if last else accelerator.no_sync(self._wrapped)
@@ -312,10 +317,9 @@ class Trainer:
             if self.accelerator.is_main_process:
                 named = {f"eval_{name}": value for name, value in numbers.items()}
                 self.log.write(self.step, named)
-        stopping = self._stop_signal is not None
-        if ended or stopping or self.step % config.save_every == 0:
+        if ended or self._stop_signal or self.step % config.save_every == 0:
             self.save()
-        if stopping and not ended:
+        if self._stop_signal and not ended:
             raise SystemExit(128 + self._stop_signal)
 
     def _refuse_existing(self) -> None:

@@ -7,6 +7,7 @@ import copy
 import logging
 from itertools import chain
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import load_file
@@ -23,7 +24,7 @@ logger = logging.getLogger(__name__)
 class TokenizerStage:
     """Trains a tokenizer to reconstruct the images of a data set."""
 
-    def __init__(self, tokenizer: nn.Module, images: ImageDataset):
+    def __init__(self, tokenizer: Any, images: ImageDataset):
         """Join a tokenizer and its training images.
 
         Args:
@@ -53,7 +54,7 @@ class TokenizerStage:
 
 
 @torch.no_grad()
-def reconstruct(tokenizer: nn.Module, images: ImageDataset, batch_size: int = 64) -> Tensor:
+def reconstruct(tokenizer: Any, images: ImageDataset, batch_size: int = 64) -> Tensor:
     """Encode and decode images.
 
     Args:
@@ -73,7 +74,7 @@ def reconstruct(tokenizer: nn.Module, images: ImageDataset, batch_size: int = 64
     return torch.cat(decoded)
 
 
-def mean_psnr(tokenizer: nn.Module, images: ImageDataset) -> float:
+def mean_psnr(tokenizer: Any, images: ImageDataset) -> float:
     """Measure the mean reconstruction PSNR over images, in dB.
 
     Args:
@@ -84,7 +85,7 @@ def mean_psnr(tokenizer: nn.Module, images: ImageDataset) -> float:
     return float(psnr(decoded, images.pixels(torch.arange(len(images)))).mean())
 
 
-def load_matching(tokenizer: nn.Module, folder: Path | str) -> int:
+def load_matching(tokenizer: Any, folder: Path | str) -> int:
     """Copy every tensor of a saved tokenizer whose name and shape fit; leave the others.
 
     This is how a continuous tokenizer starts from a discrete one's convolutions.
@@ -117,7 +118,7 @@ def load_matching(tokenizer: nn.Module, folder: Path | str) -> int:
     return len(fitting)
 
 
-def save_half(tokenizer: nn.Module, folder: Path | str) -> None:
+def save_half(tokenizer: Any, folder: Path | str) -> None:
     """Store a tokenizer in float16 safetensors with its configuration.
 
     Args:
@@ -128,7 +129,7 @@ def save_half(tokenizer: nn.Module, folder: Path | str) -> None:
 
 
 def train_tokenizer(
-    tokenizer: nn.Module,
+    tokenizer: Any,
     images: ImageDataset,
     config: TrainConfig,
     folder: Path | str,
