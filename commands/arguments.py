@@ -296,10 +296,16 @@ class Bench(Common):
 class Demo(Common):
     """Open the demo in a browser."""
 
-    host: Annotated[str, values.spec(str, "ADDRESS")] = "127.0.0.1"
-    """Address to listen on; others than 127.0.0.1 let the network in."""
+    listen: Annotated[str, values.spec(str, "ADDRESS")] = "127.0.0.1"
+    """Address to listen on; any other lets the network in and needs --auth or --i-know."""
     port: Annotated[int, values.spec(values.whole("--port", 1, 65535), "PORT")] = 7860
     """Port to listen on."""
+    model: Name = None
+    """Folder of a saved pipeline to offer beside the bundled models."""
+    auth: Annotated[str | None, values.spec(values.auth, "USER:PASSWORD")] = None
+    """Ask visitors for this name and password."""
+    i_know: bool = False
+    """Let anyone on the network in without a password."""
 
 
 COMMANDS: dict[str, type] = {

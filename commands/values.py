@@ -183,6 +183,15 @@ def shard(text: str) -> str:
     return f"{int(match[1])}/{int(match[2])}"
 
 
+def auth(text: str) -> str:
+    """Check `user:password`, both with something in them; the password is never repeated."""
+    user, colon, password = checked_text("--auth", text).partition(":")
+    if not (user and colon and password):
+        hint = "--auth me:a-long-password"
+        raise FlagError(explain("--auth", allowed="USER:PASSWORD", hint=hint))
+    return text
+
+
 def override(text: str) -> str:
     """Check the form of one `--set a.b=c`."""
     if re.fullmatch(r"[A-Za-z_][\w]*(\.[A-Za-z_][\w]*)*=.*", text, re.DOTALL):

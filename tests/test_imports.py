@@ -18,13 +18,14 @@ ROOMS = {
     "pipelines": {"core", "models", "tokenizers", "pipelines"},
     "training": {"core", "models", "tokenizers", "training"},
     "commands": {"core", "pipelines", "training", "commands", "app"},
+    "demo": {"core", "pipelines", "commands", "demo"},
     "cli.py": {"core", "commands"},
     "__main__.py": {"cli"},
 }
 STANDARD_OF_CORE = {"torch", "einops", "jaxtyping", "pydantic", "numpy", "yaml", "safetensors"}
 # Library -> files or folders that may import it; everything not named here is free.
 OWNERS = {
-    "gradio": ("app.py",),
+    "gradio": ("app.py", "demo/handlers.py", "demo/look.py"),
     "transformers": ("models/text.py", "tokenizers/adapters.py"),
     "tokenizers": (),
     "tyro": ("cli.py", "commands/"),
@@ -48,7 +49,7 @@ HEAVY = {"torch", "diffusers", "transformers", "gradio", "accelerate"}
 
 def shipped() -> list[Path]:
     """Python files of the package."""
-    folders = ("core", "models", "tokenizers", "pipelines", "training", "commands")
+    folders = ("core", "models", "tokenizers", "pipelines", "training", "commands", "demo")
     found = [path for folder in folders for path in (ROOT / folder).rglob("*.py")]
     return sorted([*found, *ROOT.glob("*.py")])
 

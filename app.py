@@ -1,0 +1,232 @@
+"""The page of the demo: `blockloom demo`, `blockloom-demo` or `python app.py`.
+
+It lays out two tabs and connects them; what a click does stands in `demo/`. Every visitor's
+pictures and stop flag live in their own session; models are loaded once and only read.
+"""
+
+import os
+import sys
+import tempfile
+import threading
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # read when gradio is imported
+
+import gradio as gr
+
+from blockloom import cli
+from blockloom.demo import handlers, inside, look, views, wishes
+from blockloom.demo.session import Session
+from blockloom.demo.shelf import Shelf
+
+MAX_WAITING = 32
+TURN = {"concurrency_id": "gpu", "concurrency_limit": 1}
+NO_MODEL = (
+    "No model is installed, so nothing can be drawn here yet. Train one with "
+    "“blockloom train image/block_masked --data FOLDER --out FOLDER” and start the demo with "
+    "“--model FOLDER”. The tab “Look inside” works without one."
+)
+
+
+def build(shelf: Shelf) -> gr.Blocks:
+    """Lay out the page.
+
+    Args:
+        shelf: Models on offer; may be empty.
+    """
+    does = handlers.Handlers(shelf)
+    with gr.Blocks(title="Blockloom", analytics_enabled=False, delete_cache=(600, 3600)) as page:
+        gr.HTML(
+            "<h1>Blockloom</h1><p>Type a few words and watch a small model draw them, "
+            "block by block, on this machine.</p>",
+            elem_id="bl-title",
+        )
+        with gr.Tab("Image", id="image"):
+            if not shelf.names:
+                gr.HTML(views.notice(NO_MODEL), elem_id="bl-no-model")
+            _image_tab(does, shelf)
+        with gr.Tab("Look inside", id="inside"):
+            _inside_tab(does, page)
+    page.queue(max_size=MAX_WAITING, default_concurrency_limit=4, api_open=False)
+    return page
+
+
+def _image_tab(does: handlers.Handlers, shelf: Shelf) -> None:
+    session = gr.State(Session(), delete_callback=Session.clear)
+    names = shelf.names
+    steps, guidance = does.recipe_defaults(names[0]) if names else (8, 1.0)
+    with gr.Row(equal_height=False):
+        with gr.Column(scale=5, min_width=320):
+            prompt = gr.Textbox(
+                label="What to draw", placeholder=wishes.EXAMPLES[0][0], lines=1, max_lines=1,
+                max_length=2000, autofocus=True, elem_id="bl-prompt",
+            )  # fmt: skip
+            with gr.Row():
+                style = gr.Dropdown(
+                    list(wishes.STYLES), value=wishes.STYLES[0], label="Style", min_width=130,
+                    elem_id="bl-style",
+                )  # fmt: skip
+                seed = gr.Textbox(
+                    label="Seed", placeholder="random", max_length=20, min_width=110,
+                    elem_id="bl-seed",
+                )  # fmt: skip
+                dice = gr.Button("🎲", elem_id="bl-dice", scale=0)
+            with gr.Row():
+                draw = gr.Button(
+                    "Draw", variant="primary", interactive=bool(names), elem_id="bl-draw"
+                )
+                stop = gr.Button("Stop", elem_id="bl-stop")
+            with gr.Row(elem_classes="bl-examples"):
+                examples = [
+                    (gr.Button(f"{words}, {kind}", size="sm", min_width=90), words, kind)
+                    for words, kind in wishes.EXAMPLES
+                ]
+            with gr.Accordion("More settings", open=False):
+                number = gr.Slider(1, wishes.MAX_PICTURES, 1, step=1, label="Pictures")
+                rows = gr.Slider(1, wishes.MAX_STEPS, steps, step=1, label="Steps per block")
+                weight = gr.Slider(
+                    0, wishes.MAX_GUIDANCE, guidance, step=0.1,
+                    label="Guidance: how strictly to follow the words; 1 is off",
+                )  # fmt: skip
+                model = gr.Dropdown(
+                    [(shelf.label(name), name) for name in names],
+                    value=names[0] if names else None, label="Model and its recipe",
+                    elem_id="bl-model",
+                )  # fmt: skip
+        with gr.Column(scale=5, min_width=320):
+            idle = views.placeholder("idle", handlers.IDLE if names else "")
+            canvas = gr.HTML(idle, elem_id="bl-canvas")
+    with gr.Row(equal_height=False):
+        with gr.Column(scale=6, min_width=320):
+            gr.HTML("<h3>Your pictures, newest first</h3>", elem_classes="bl-heading")
+            gallery = gr.Gallery(
+                label="Your pictures", show_label=False, columns=4, fit_columns=False,
+                object_fit="contain", height=360, format="png", interactive=False, buttons=["download", "fullscreen"],
+                elem_id="bl-gallery",
+            )  # fmt: skip
+        with gr.Column(scale=4, min_width=280, elem_id="bl-edit"):
+            gr.HTML("<h3>Save or redraw</h3>", elem_classes="bl-heading")
+            chosen = gr.HTML(
+                views.paragraph(
+                    "The newest picture comes here; click another one in the gallery to take that."
+                ),
+                elem_id="bl-chosen",
+            )
+            download = gr.DownloadButton(
+                "Save as PNG, with its settings inside", interactive=False, elem_id="bl-download"
+            )
+            region = gr.Radio(
+                ["left", "right", "top", "bottom"], value="right",
+                label="Half to redraw from the words above",
+                elem_id="bl-region",
+            )  # fmt: skip
+            edit = gr.Button("Redraw", interactive=bool(names), elem_id="bl-redraw")
+    run = gr.Number(visible=False, precision=0)
+    shown, waits = [canvas, gallery, download, chosen], [canvas, run]
+    wish = [session, run, prompt, style, seed, number, rows, weight, model]
+    change = [session, run, prompt, style, seed, region, rows, weight, model]
+    quiet: dict[str, Any] = {"show_progress": "hidden"}
+    hidden = quiet | {"api_visibility": "private", "queue": False}
+
+    gr.on([prompt.submit, draw.click], does.ask, session, waits, **hidden).then(
+        does.draw, wish, shown, api_name="draw", **quiet, **TURN
+    )
+    edit.click(does.ask, session, waits, **hidden).then(
+        does.redraw, change, shown, api_name="redraw", **quiet, **TURN
+    )
+    for button, words, kind in examples:
+        button.click(lambda w=words, k=kind: (w, k), None, [prompt, style], **hidden).then(
+            does.ask, session, waits, **hidden
+        ).then(does.draw, wish, shown, api_visibility="private", **quiet, **TURN)
+    stop.click(does.stop, session, None, **hidden)
+    dice.click(wishes.new_seed, None, seed, **hidden)
+    model.input(does.recipe_defaults, model, [rows, weight], **hidden)
+    gallery.select(does.choose, session, [download, chosen], **hidden)
+
+
+def _inside_tab(does: handlers.Handlers, page: gr.Blocks) -> None:
+    names = inside.recipes()
+    with gr.Row():
+        recipe = gr.Dropdown(names, value="image/block_masked", label="Recipe", elem_id="bl-recipe")
+        length = gr.Slider(
+            inside.MIN_LENGTH, inside.MAX_LENGTH, 16, step=1, label="Tokens of the picture",
+            elem_id="bl-length",
+        )  # fmt: skip
+        block = gr.Dropdown(
+            list(inside.BLOCKS), value=inside.OWN_BLOCK, label="Block", elem_id="bl-block"
+        )
+    about = gr.HTML(elem_id="bl-about")
+    with gr.Row(equal_height=False):
+        with gr.Column(min_width=320, elem_classes="bl-view"):
+            gr.HTML("<h3>Who may look at whom</h3>")
+            mask = gr.HTML(elem_id="bl-mask")
+        with gr.Column(min_width=320, elem_classes="bl-view"):
+            gr.HTML("<h3>In which order it is drawn</h3>")
+            order = gr.HTML(elem_id="bl-order")
+    with gr.Column(elem_classes="bl-view"):
+        gr.HTML("<h3>What is remembered</h3>")
+        kept = gr.HTML(elem_id="bl-log")
+    gr.on(
+        [page.load, recipe.input, length.release, block.input], does.look,
+        [recipe, length, block], [about, mask, order, kept], show_progress="hidden",
+        trigger_mode="always_last", api_name="look_inside", concurrency_limit=2,
+    )  # fmt: skip
+
+
+def launch_settings(shelf: Shelf, *, listen: str, port: int, auth: Any) -> dict[str, Any]:
+    """List what the server is started with; nothing here opens more than one address.
+
+    Args:
+        shelf: Its folders are not served.
+        listen: Address.
+        port: Port, 1..65535.
+        auth: (user, password), or None.
+    """
+    temporary = Path(tempfile.gettempdir()).resolve()
+    private = [Path.cwd().resolve(), Path.home().resolve(), *map(Path, shelf.folders)]
+    return {
+        "server_name": listen, "server_port": port, "auth": auth, "share": False,
+        "show_error": False, "max_file_size": "20mb", "max_threads": 16, "allowed_paths": [],
+        # A folder around the temporary one cannot be blocked: pictures are served from there.
+        "blocked_paths": [str(p) for p in private if not temporary.is_relative_to(p)],
+        "state_session_capacity": 200, "strict_cors": True, "run_history": False,
+        "enable_monitoring": False, "mcp_server": False, "pwa": False, "ssr_mode": False,
+        "footer_links": [], "theme": look.theme(), "css": look.CSS, "quiet": True,
+    }  # fmt: skip
+
+
+def start(named: Sequence[str], *, listen: str, port: int, auth: Any = None) -> gr.Blocks:
+    """Start serving and return at once.
+
+    Args:
+        named: Model folders or names beside the bundled ones.
+        listen: Address.
+        port: Port.
+        auth: (user, password), or None.
+    """
+    shelf = Shelf(named)
+    page = build(shelf)
+    settings = launch_settings(shelf, listen=listen, port=port, auth=auth)
+    page.launch(prevent_thread_lock=True, inbrowser=False, **settings)
+    return page
+
+
+def serve(named: Sequence[str], *, listen: str, port: int, auth: Any, ready: Any) -> None:
+    """Serve until interrupted; `ready` is called with the address once it answers."""
+    page = start(named, listen=listen, port=port, auth=auth)
+    try:
+        ready(page.local_url)
+        threading.Event().wait()
+    finally:
+        page.close()
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Start the demo with the flags of `blockloom demo`; returns the exit code."""
+    return cli.main(["demo", *(sys.argv[1:] if arguments is None else arguments)])
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,84 @@
+"""The models the demo offers: found at the start, loaded once when first asked for, then shared.
+
+What it does not know: who asks. Loaded pipelines are only read; the queue lets one run at a time.
+"""
+
+import threading
+from collections.abc import Sequence
+from typing import Any
+
+from ..commands import models
+from ..core.errors import ModelError, nearest
+from ..core.messages import explain
+from ..pipelines.guard import read_json
+from ..pipelines.params import bundled_models
+
+
+class Shelf:
+    """Bundled models, and one folder that whoever started the demo named."""
+
+    def __init__(self, named: Sequence[str] = ()) -> None:
+        """Look at the models' small files; no weights load.
+
+        Args:
+            named: Further model folders or names; they come first.
+
+        Raises:
+            ModelError: One of them is no saved pipeline.
+        """
+        choices = [models.choose(name, None) for name in (*named, *bundled_models())]
+        self._choices = {choice.name: choice for choice in choices}
+        self._loaded: dict[str, Any] = {}
+        self._lock = threading.Lock()
+
+    @property
+    def names(self) -> list[str]:
+        """Names of the models, the default first."""
+        return list(self._choices)
+
+    @property
+    def folders(self) -> list[str]:
+        """Where the models lie; the web server must not serve these."""
+        return [str(choice.folder.resolve()) for choice in self._choices.values()]
+
+    def choice(self, name: Any) -> models.Choice:
+        """Look up a model by name; a path from a browser is no name.
+
+        Raises:
+            ModelError: No such model.
+        """
+        if not self._choices:
+            raise ModelError(
+                explain("no model is installed", hint="blockloom train, then demo --model FOLDER")
+            )
+        if not isinstance(name, str) or name not in self._choices:
+            close = nearest(str(name), self.names)
+            raise ModelError(
+                explain("no such model", got=str(name), allowed=", ".join(self.names), hint=close)
+            )
+        return self._choices[name]
+
+    def label(self, name: str) -> str:
+        """Name of the model with the recipe it was trained from."""
+        recipe = self._choices[name].recipe
+        return f"{name}  ·  {recipe}" if recipe else name
+
+    def defaults(self, name: str) -> tuple[int, float]:
+        """Return the recipe's own (steps, guidance scale) without loading weights."""
+        path = self.choice(name).folder / "model" / "config.json"
+        recipe = read_json(path, "model/config.json").get("recipe")
+        schedule = recipe.get("schedule", {}) if isinstance(recipe, dict) else {}
+        return int(schedule.get("steps", 8)), float(schedule.get("guidance_scale", 1.0))
+
+    def pipe(self, name: Any) -> Any:
+        """Return the pipeline, loading it the first time.
+
+        Raises:
+            ModelError: No such model, or its files are damaged.
+        """
+        choice = self.choice(name)
+        with self._lock:
+            if choice.name not in self._loaded:
+                device = models.pick_device("auto")
+                self._loaded[choice.name] = models.open_model(choice, device)
+            return self._loaded[choice.name]
