@@ -9,6 +9,9 @@ It does not know how codes are generated.
 from collections.abc import Sequence
 
 from diffusers.configuration_utils import register_to_config
+
+# diffusers finds out how to load a component by looking for this name in its module.
+from diffusers.models.modeling_utils import ModelMixin as ModelMixin
 from torch import Tensor
 from vector_quantize_pytorch import LFQ
 

@@ -7,6 +7,9 @@ from collections.abc import Sequence
 
 import torch
 from diffusers.configuration_utils import register_to_config
+
+# diffusers finds out how to load a component by looking for this name in its module.
+from diffusers.models.modeling_utils import ModelMixin as ModelMixin
 from torch import Tensor
 
 from .continuous import ContinuousTokenizer, noise_like

@@ -237,7 +237,7 @@ class TestParams:
 
     def test_unknown_key_names_the_nearest(self) -> None:
         record = make_record().params.to_dict() | {"promt": "x"}
-        with pytest.raises(DataError, match="promt.*prompt"):
+        with pytest.raises(DataError, match=r"promt.*prompt"):
             ImageParams.from_dict(record)
 
     @pytest.mark.parametrize(
