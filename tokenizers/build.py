@@ -20,7 +20,7 @@ from .pixels import PaletteTokenizer, PatchTokenizer
 from .sigma import SigmaVAETokenizer
 from .vq import VQTokenizer
 
-TOKENIZERS: dict[str, type[nn.Module]] = {
+TOKENIZERS: dict[str, type[Any]] = {
     "palette": PaletteTokenizer,
     "patch": PatchTokenizer,
     "fsq": FSQTokenizer,

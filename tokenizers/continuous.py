@@ -141,7 +141,8 @@ class ContinuousTokenizer(ModelMixin, ConfigMixin):
         self.decoder = ConvDecoder(image_size, patch, widths, decoder_depths, channels)
         self.register_buffer("latent_mean", torch.zeros(channels))
         self.register_buffer("latent_std", torch.ones(channels))
-        self.to(memory_format=torch.channels_last)
+        for part in (self.encoder, self.decoder):
+            part.to(memory_format=torch.channels_last)
 
 
 def noise_like(reference: Tensor, generator: torch.Generator | None) -> Tensor:

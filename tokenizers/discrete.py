@@ -117,7 +117,8 @@ class DiscreteTokenizer(ModelMixin, ConfigMixin):
         self.grid = (side, side)
         self.encoder = ConvEncoder(image_size, patch, widths, encoder_depths, channels)
         self.decoder = ConvDecoder(image_size, patch, widths, decoder_depths, channels)
-        self.to(memory_format=torch.channels_last)
+        for part in (self.encoder, self.decoder):
+            part.to(memory_format=torch.channels_last)
 
     def _quantize(self, features: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         tokens = rearrange(features, "b c h w -> b (h w) c").float()

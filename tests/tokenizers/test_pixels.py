@@ -67,7 +67,7 @@ def test_edge_loss_sees_slopes_not_offsets():
 def test_reconstruction_loss_weights_its_terms():
     target = torch.zeros(1, 3, 8, 8)
     total, metrics = reconstruction_loss(
-        target + 0.5, target, absolute_weight=2, square_weight=4, edge_weight=8
+        target + 0.5, target, absolute_weight=2.0, square_weight=4.0, edge_weight=8.0
     )
     assert float(total) == pytest.approx(2 * 0.5 + 4 * 0.25)
     assert metrics["psnr"] == pytest.approx(12.0412, abs=1e-3)

@@ -398,6 +398,33 @@ drill.Trainer(stage, settings, pathlib.Path(sys.argv[2]), resume=True).run()
 """
 
 
+TWO_PROCESSES = """
+import importlib.util, pathlib, sys
+spec = importlib.util.spec_from_file_location("drill", sys.argv[1])
+drill = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(drill)
+stage = drill.Regression()
+stage.net[2].p = 0.0
+stage.loss = drill._without_noise(stage)
+drill.Trainer(stage, drill.config(), pathlib.Path(sys.argv[2])).run()
+"""
+
+
+@pytest.mark.slow
+def test_two_processes_equal_one(tmp_path):
+    script = tmp_path / "two.py"
+    script.write_text(TWO_PROCESSES)
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2"]
+    for folder, start in (("one", [sys.executable]), ("two", [*launcher, "--master-port=29571"])):
+        command = [*start, str(script), __file__, str(tmp_path / folder)]
+        subprocess.run(command, check=True, env=os.environ | {"ACCELERATE_USE_CPU": "true"})
+    one, two = (CheckpointStore(tmp_path / name / "checkpoints").load() for name in ("one", "two"))
+    assert one.step == two.step == 12
+    for name, tensor in one.tensors["model"].items():
+        # Two half-batch gradients are summed in another order than one whole one.
+        torch.testing.assert_close(two.tensors["model"][name], tensor, atol=1e-5, rtol=1e-4)
+
+
 @pytest.mark.slow
 def test_kill_nine_at_any_time_ends_with_the_same_bits(tmp_path):
     script = tmp_path / "drill.py"
