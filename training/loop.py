@@ -23,7 +23,6 @@ from typing import Any, Protocol
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import set_seed
 from diffusers.training_utils import EMAModel
 from torch import Tensor, nn
 from tqdm import tqdm
@@ -249,7 +248,8 @@ class Trainer:
     def _gradients(self, indices: Tensor) -> tuple[float, dict[str, float], float]:
         accelerator, parts = self.accelerator, self.config.accumulation
         seed = seed_for(self.config.seed, "step", self.step, accelerator.process_index)
-        set_seed(seed)
+        torch.random.default_generator.manual_seed(seed)
+        torch.cuda.manual_seed_all(seed)  # does nothing without a GPU
         generator = torch.Generator().manual_seed(seed)
         mine = indices[accelerator.process_index :: accelerator.num_processes]
         self.module.train()
