@@ -6,6 +6,7 @@ stored with the weights. A subclass says how the encoder's output becomes a mean
 It does not know how latents are generated.
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
 
 import torch
@@ -21,7 +22,7 @@ from .discrete import check_network
 from .losses import reconstruction_loss
 
 
-class ContinuousTokenizer(ModelMixin, ConfigMixin):
+class ContinuousTokenizer(ModelMixin, ConfigMixin, ABC):
     """Convolutional autoencoder with continuous latents; posteriors subclass it."""
 
     value = "latent"
@@ -37,15 +38,15 @@ class ContinuousTokenizer(ModelMixin, ConfigMixin):
         """Tokens of an image."""
         return self.grid[0] * self.grid[1]
 
+    @abstractmethod
     def posterior_mean(self, features: Tensor) -> Tensor:
         """Return the mean latent of encoder features [batch features height width]."""
-        raise NotImplementedError(f"{type(self).__name__} does not define posterior_mean")
 
+    @abstractmethod
     def posterior_sample(
         self, features: Tensor, generator: torch.Generator | None
     ) -> tuple[Tensor, Tensor]:
         """Draw a latent for training and return it with the scalar regulariser."""
-        raise NotImplementedError(f"{type(self).__name__} does not define posterior_sample")
 
     def encode(
         self, pixels: Float[Tensor, "batch 3 height width"]

@@ -7,6 +7,7 @@ It does not know which quantiser is used, nor how codes are generated.
 """
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 
 import torch
@@ -21,7 +22,7 @@ from .conv import ConvDecoder, ConvEncoder
 from .losses import reconstruction_loss
 
 
-class DiscreteTokenizer(ModelMixin, ConfigMixin):
+class DiscreteTokenizer(ModelMixin, ConfigMixin, ABC):
     """Convolutional autoencoder with integer codes; quantisers subclass it."""
 
     value = "code"
@@ -37,6 +38,7 @@ class DiscreteTokenizer(ModelMixin, ConfigMixin):
         """Tokens of an image."""
         return self.grid[0] * self.grid[1]
 
+    @abstractmethod
     def quantize(self, features: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Quantise float32 features [batch tokens channels].
 
@@ -44,11 +46,10 @@ class DiscreteTokenizer(ModelMixin, ConfigMixin):
             Quantised features with a straight-through gradient, int codes
             [batch tokens codebooks], and an extra scalar loss.
         """
-        raise NotImplementedError(f"{type(self).__name__} does not define quantize")
 
+    @abstractmethod
     def lookup(self, codes: Tensor) -> Tensor:
         """Turn codes [batch tokens codebooks] into features [batch tokens channels]."""
-        raise NotImplementedError(f"{type(self).__name__} does not define lookup")
 
     def encode(
         self, pixels: Float[Tensor, "batch 3 height width"]
