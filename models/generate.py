@@ -52,6 +52,7 @@ class Request:
     should_stop: Callable[[], bool] = field(default=lambda: False)
 
 
+@torch.no_grad()
 def prompt_vectors(model: GenerativeModel, prompts: Sequence[str]) -> PreparedPrompt:
     """Encode and project prompts; models whose captions are tokens get their start row."""
     if not model.uses_prompt:
@@ -72,6 +73,7 @@ def empty_values(model: GenerativeModel, items: int) -> Tensor:
     return torch.zeros(shape, dtype=model.dtype, device=model.device)
 
 
+@torch.no_grad()
 def start(model: GenerativeModel, request: Request) -> Rollout:
     """Set up the rollout of a request.
 
@@ -172,6 +174,7 @@ def picture_values(model: GenerativeModel, slots: Tensor) -> Tensor:
     return slots[:, first : first + model.config.height * model.config.width]
 
 
+@torch.no_grad()
 def caption(
     model: GenerativeModel, cells: Tensor, generators: Sequence[torch.Generator], **settings: Any
 ) -> list[str]:

@@ -61,3 +61,99 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("models") / "tiny"
     ImagePipeline(tokenizer, model).save_pretrained(folder)
     return folder
+
+
+class TinyModels:
+    """Every recipe at a size that runs in milliseconds: 4 x 4 tokens, 7 codes or 5 channels.
+
+    Parameters that start at zero (heads, modulations) get small random numbers, so that no test
+    passes because something is trivially zero.
+    """
+
+    height = width = 4
+    codes, channels = 7, 5
+    sizes = (
+        "backbone.dim=40",
+        "backbone.layers=2",
+        "backbone.heads=2",
+        "text.dim=16",
+        "text.words=3",
+        "text.buckets=64",
+        "head.width=16",
+        "head.steps=4",
+    )
+
+    def __init__(self) -> None:
+        self._models: dict[Any, Any] = {}
+
+    def recipe(self, name: str, *overrides: str) -> Any:
+        """Load a recipe at tiny size."""
+        from blockloom.core.recipe import load_recipe
+
+        spans = ["layout.text_tokens=5"] if name.endswith("cm3") else []
+        depth = ["head.depth=1"]
+        return load_recipe(name, [*self.sizes, *spans, *depth, *overrides])
+
+    def model(self, name: str, *overrides: str, dtype: Any = None, std: float = 0.1) -> Any:
+        """Return a model in eval mode, the same weights for every type; not to be changed."""
+        key = (name, overrides, dtype, std)
+        if key not in self._models:
+            self._models[key] = self.fresh_model(name, *overrides, dtype=dtype, std=std)
+        return self._models[key]
+
+    def fresh_model(self, name: str, *overrides: str, dtype: Any = None, std: float = 0.1) -> Any:
+        """Build a model that the caller may train or change."""
+        import torch
+
+        from blockloom.models.generator import GenerativeModel
+
+        recipe = self.recipe(name, *overrides)
+        is_code = recipe.head.kind == "categorical"
+        kind = {"codebook_size": self.codes} if is_code else {"latent_channels": self.channels}
+        with torch.random.fork_rng():
+            torch.manual_seed(0)
+            data = recipe.model_dump(mode="json")
+            model = GenerativeModel(data, self.height, self.width, **kind)
+            with torch.no_grad():
+                for parameter in model.parameters():
+                    if not bool(parameter.any()) or parameter.ndim == 3:
+                        parameter.add_(torch.randn_like(parameter) * std)
+        for module in model.modules():  # `model.to` warns about types it would keep
+            for parameter in module.parameters(recurse=False):
+                parameter.data = parameter.data.to(dtype or torch.float32)
+        return model.eval()
+
+    def decoder(self, model: Any, prompts: list[str], guided: bool = False) -> Any:
+        """Bind a model to prompts, with a second guidance branch if asked."""
+        from blockloom.models.generate import prompt_vectors
+        from blockloom.models.generator import ModelDecoder
+
+        uncond = None
+        if guided and model.uses_prompt:
+            uncond = prompt_vectors(model, ["another thing"] * len(prompts))
+        return ModelDecoder(model, prompt_vectors(model, prompts), uncond)
+
+    def contents(self, model: Any, plan: Any, items: int = 2, seed: int = 0) -> Any:
+        """Draw teacher-forced contents for a plan."""
+        import torch
+
+        from blockloom.core.proof import Contents
+
+        rng = torch.Generator().manual_seed(seed)
+        shape, dtype = (items, plan.num_slots), model.dtype
+        if model.config.codebook_size:
+            values = torch.randint(self.codes, (*shape, 1), generator=rng)
+        else:
+            values = torch.randn(*shape, self.channels, generator=rng, dtype=dtype)
+        noisy = None
+        if model.head.runs == "row":
+            noisy = torch.randn(*shape, self.channels, generator=rng, dtype=dtype)
+        # Equally many hidden slots per item and block, as one request requires.
+        hidden = torch.rand(1, plan.num_slots, generator=rng).expand(items, -1) < 0.6
+        return Contents(values, hidden, noisy)
+
+
+@pytest.fixture(scope="session")
+def tiny() -> TinyModels:
+    """Return the builder of tiny models."""
+    return TinyModels()
