@@ -12,8 +12,8 @@ for all layers plus a learned table per layer. Differs: the table has one row pe
 """
 
 import math
-from dataclasses import dataclass
-from weakref import WeakKeyDictionary
+from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from diffusers import ConfigMixin, ModelMixin
@@ -21,14 +21,25 @@ from diffusers.configuration_utils import register_to_config
 from einops import rearrange, repeat
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
-from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
-from ..core.attention import Lowered, NoMask, attend
+from ..core.attention import Lowered, NoMask
 from ..core.cache import CacheView
 from ..core.layout import Copy, Layout
 from ..core.numerics import RowStableActivation, RowStableLinear, row_stable_activation
-from ..core.positions import rope_angles, rotate
+from .layers import (
+    Angles,
+    Layer,
+    RowContext,
+    Run,
+    Told,
+    layout_angles,
+    level_features,
+    modulate,
+    rms_norm,
+    row_runs,
+)
+from .text import spread_prompts
 
 
 @dataclass(frozen=True)
@@ -37,194 +48,14 @@ class PreparedPrompt:
 
     `prefix` [batch, prompt rows, dim] stands in front of the tokens; `pooled` [batch, dim] feeds the
     modulation; `cross` holds one (key, value) pair per layer, and `cross_valid` [batch, words].
+    `memo` keeps what the backbone derives from them and from the kinds of the rows alone.
     """
 
     prefix: Tensor | None = None
     pooled: Tensor | None = None
     cross: list[tuple[Tensor, Tensor]] | None = None
     cross_valid: Tensor | None = None
-
-
-def level_features(level: Float[Tensor, "*lead"], dim: int) -> Float[Tensor, "*lead dim"]:
-    """Sinusoids of a noise level in [0, 1]: frequencies fall from 1000 to 0.1 radians."""
-    half = dim // 2
-    frequency = 1000.0 * 1e-4 ** (torch.arange(half, device=level.device) / max(half - 1, 1))
-    angle = level.float()[..., None] * frequency
-    return functional.pad(torch.cat((angle.cos(), angle.sin()), -1), (0, dim - 2 * half))
-
-
-def rms_norm(x: Float[Tensor, "*lead dim"]) -> Float[Tensor, "*lead dim"]:
-    """Divide by the root mean square of the last axis (no gain: modulation supplies it)."""
-    return functional.rms_norm(x, (x.shape[-1],), eps=1e-6)
-
-
-class SelfAttention(nn.Module):
-    """Grouped-query attention with RMS-normalised queries and keys."""
-
-    def __init__(self, dim: int, heads: int, kv_heads: int) -> None:
-        super().__init__()
-        self.heads, self.kv_heads, self.head_dim = heads, kv_heads, dim // heads
-        self.to_qkv = RowStableLinear(dim, (heads + 2 * kv_heads) * self.head_dim, bias=False)
-        self.to_out = RowStableLinear(heads * self.head_dim, dim, bias=False)
-        # One learned temperature per head replaces the gains of both norms: they only ever multiply.
-        self.temperature = nn.Parameter(torch.ones(heads, 1, 1))
-
-    def forward(
-        self, x: Tensor, layer: int, angles: "Angles", lowered: Lowered, view: CacheView | None
-    ) -> Tensor:
-        """Attend from the active rows to the cached and active rows."""
-        sizes = [self.heads, self.kv_heads, self.kv_heads]
-        heads = rearrange(self.to_qkv(x), "b n (h d) -> b h n d", d=self.head_dim)
-        query, key, value = heads.split(sizes, dim=1)
-        query, key = rms_norm(query) * self.temperature.to(query.dtype), rms_norm(key)
-        query = rotate(query, angles.active)
-        if view is None:
-            key = rotate(key, angles.active)
-        elif view.cache.rotated:
-            key, value = view.extend(layer, rotate(key, angles.active), value)
-        else:
-            key, value = view.extend(layer, key, value)
-            key = rotate(key, angles.keys)
-        out = attend(query, key.to(query.dtype), value.to(query.dtype), lowered)
-        return self.to_out(rearrange(out, "b h n d -> b n (h d)"))
-
-
-class CrossAttention(nn.Module):
-    """Attention to the prompt's words; keys and values are computed once per rollout."""
-
-    def __init__(self, dim: int, heads: int, prompt_dim: int) -> None:
-        super().__init__()
-        self.heads = heads
-        self.to_query = RowStableLinear(dim, dim, bias=False)
-        self.to_key_value = RowStableLinear(prompt_dim, 2 * dim, bias=False)
-        self.to_out = RowStableLinear(dim, dim, bias=False)
-        nn.init.zeros_(self.to_out.weight)
-
-    def prepare(self, words: Float[Tensor, "b t p"]) -> tuple[Tensor, Tensor]:
-        """Project the words to keys and values [batch, heads, words, head_dim]."""
-        both = rearrange(self.to_key_value(words), "b t (two h d) -> two b h t d", two=2, h=self.heads)
-        return both[0], both[1]
-
-    def forward(self, x: Tensor, memory: tuple[Tensor, Tensor], valid: Tensor) -> Tensor:
-        """Add what the words say."""
-        query = rearrange(self.to_query(rms_norm(x)), "b n (h d) -> b h n d", h=self.heads)
-        key, value = (part.to(query.dtype) for part in memory)
-        out = functional.scaled_dot_product_attention(
-            query, key, value, attn_mask=valid[:, None, None, :].to(query.device)
-        )
-        return self.to_out(rearrange(out, "b h n d -> b n (h d)"))
-
-
-class SwiGLU(nn.Module):
-    """silu(W1 x) * W2 x, projected back."""
-
-    def __init__(self, dim: int, ratio: float) -> None:
-        super().__init__()
-        inner = 8 * math.ceil(dim * ratio / 8)
-        self.to_gate_value = RowStableLinear(dim, 2 * inner, bias=False)
-        self.to_out = RowStableLinear(inner, dim, bias=False)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Apply the gated map."""
-        gate, value = self.to_gate_value(x).chunk(2, dim=-1)
-        return self.to_out(row_stable_activation("silu", gate) * value)
-
-
-class Layer(nn.Module):
-    """One transformer layer with a modulation table of one row per copy."""
-
-    def __init__(
-        self, dim: int, heads: int, kv_heads: int, mlp_ratio: float, prompt_dim: int
-    ) -> None:
-        super().__init__()
-        self.attention = SelfAttention(dim, heads, kv_heads)
-        self.cross = CrossAttention(dim, heads, prompt_dim) if prompt_dim else None
-        self.mlp = SwiGLU(dim, mlp_ratio)
-        # Rows: copies. Columns: scale, gate of attention; shift, scale, gate of both in order.
-        table = torch.zeros(len(Copy), 6, dim)
-        table[:, 2::3] = 1.0  # gates start open; the shared projection starts at zero
-        self.table = nn.Parameter(table)
-
-    def forward(
-        self, x: Tensor, layer: int, rows: "RowContext", lowered: Lowered, view: CacheView | None
-    ) -> Tensor:
-        """Run attention, optional cross-attention and the MLP."""
-        parts = [
-            (s.start, s.stop, (s.modulation + self.table[s.copy]).unbind(dim=-2))
-            for s in rows.segments
-        ]
-        normed = modulate(rms_norm(x), parts, shift=0, scale=1)
-        x = add_gated(x, self.attention(normed, layer, rows.angles, lowered, view), parts, gate=2)
-        if self.cross is not None and rows.cross is not None:
-            added = self.cross(x, rows.cross[layer], rows.cross_valid)
-            x = x + torch.where(rows.sees_words[..., None], added, 0.0)
-        normed = modulate(rms_norm(x), parts, shift=3, scale=4)
-        return add_gated(x, self.mlp(normed), parts, gate=5)
-
-
-Parts = list[tuple[int, int, tuple[Tensor, ...]]]
-"""Row ranges with the six modulation vectors of each, broadcast over its rows."""
-
-
-def modulate(x: Tensor, parts: Parts, *, shift: int, scale: int) -> Tensor:
-    """Scale and shift every row range by its own vectors: shift + x * (1 + scale)."""
-    pieces = [
-        torch.addcmul(six[shift], x[:, start:stop], 1 + six[scale]) for start, stop, six in parts
-    ]
-    return pieces[0] if len(pieces) == 1 else torch.cat(pieces, 1)
-
-
-def add_gated(x: Tensor, out: Tensor, parts: Parts, *, gate: int) -> Tensor:
-    """Add a branch through its gate: x + gate * out."""
-    pieces = [
-        torch.addcmul(x[:, start:stop], out[:, start:stop], six[gate]) for start, stop, six in parts
-    ]
-    return pieces[0] if len(pieces) == 1 else torch.cat(pieces, 1)
-
-
-@dataclass(frozen=True)
-class Angles:
-    """Rotary angles of the active rows and of all keys."""
-
-    active: tuple[Tensor, Tensor]
-    keys: tuple[Tensor, Tensor]
-
-
-@dataclass(frozen=True)
-class Segment:
-    """Rows start..stop-1: one copy, told the same things; `modulation` [batch|1, rows|1, 6, dim]."""
-
-    start: int
-    stop: int
-    copy: int
-    modulation: Tensor
-
-
-@dataclass(frozen=True)
-class RowContext:
-    """Per-row facts shared by all layers of one pass."""
-
-    segments: list[Segment]
-    angles: Angles
-    sees_words: Tensor
-    cross: list[tuple[Tensor, Tensor]] | None
-    cross_valid: Tensor | None
-
-
-_RUNS: WeakKeyDictionary[Layout, list[tuple[int, int]]] = WeakKeyDictionary()
-
-
-def row_runs(layout: Layout) -> list[tuple[int, int]]:
-    """Split rows into runs of one copy and one kind (prompt or data), as (start, stop).
-
-    Remembered per layout, because reading a tensor's numbers stalls a GPU.
-    """
-    if layout not in _RUNS:
-        kind = layout.copy * 2 + (layout.source >= 0)
-        edges = (kind[1:] != kind[:-1]).nonzero()[:, 0] + 1
-        stops = [*edges.tolist(), layout.num_tokens]
-        _RUNS[layout] = list(zip([0, *stops[:-1]], stops, strict=True))
-    return _RUNS[layout]
+    memo: dict[Any, Any] = field(default_factory=dict, compare=False, repr=False)
 
 
 class BlockTransformer(ModelMixin, ConfigMixin):
@@ -300,6 +131,7 @@ class BlockTransformer(ModelMixin, ConfigMixin):
                 RowStableActivation("silu"),
                 RowStableLinear(dim, dim),
             )
+            spread_prompts(self.embed_pooled)
         if level != "none":
             self.embed_level = nn.Sequential(
                 RowStableLinear(dim, dim),
@@ -385,24 +217,43 @@ class BlockTransformer(ModelMixin, ConfigMixin):
         if prompt.prefix is None:
             return x
         # Prompt rows count -rows..-1 in `order`.
-        slot = (layout.order + self.config.num_prompt_rows).clamp(0, self.config.num_prompt_rows - 1)
+        slot = (layout.order + self.config.num_prompt_rows).clamp(
+            0, self.config.num_prompt_rows - 1
+        )
         slot = slot.expand(x.shape[0], -1)
         index = slot[..., None].expand(-1, -1, x.shape[-1])
         return torch.where(is_data[..., None], x, prompt.prefix.to(x.dtype).gather(1, index))
 
-    def _vector(
-        self, start: int, stop: int, layout: Layout, level: Tensor, prompt: PreparedPrompt
-    ) -> Tensor:
+    def _vector(self, run: Run, level: Tensor, prompt: PreparedPrompt) -> Tensor:
         """Conditioning vector of rows of one kind, [batch|1, rows|1, dim]; zero = told nothing."""
-        copy, is_data = int(layout.copy[start]), int(layout.source[start]) >= 0
         dim = self.config.dim
-        vector = torch.zeros(1, 1, dim, device=layout.device, dtype=self.mask_row.dtype)
-        if self.config.level == "adaln" and copy == Copy.NOISY:
-            vector = self.embed_level(level_features(level[..., start:stop], dim).to(vector.dtype))
+        vector = torch.zeros(1, 1, dim, device=self.mask_row.device, dtype=self.mask_row.dtype)
+        if self.config.level == "adaln" and run.copy == Copy.NOISY:
+            told = level if level.shape[-1] == 1 else level[..., run.start : run.stop]
+            vector = self.embed_level(level_features(told, dim).to(vector.dtype))
             vector = vector if vector.ndim == 3 else vector[None]
-        if prompt.pooled is not None and is_data and copy in self.copies_modulated:
+        if prompt.pooled is not None and run.is_data and run.copy in self.copies_modulated:
             vector = vector + prompt.pooled[:, None]
         return row_stable_activation("silu", vector)
+
+    def _told(self, run: Run, level: Tensor, prompt: PreparedPrompt) -> Told:
+        """Modulation of the rows of one kind.
+
+        Without gradients it is a function of the prompt and the kind, unless the rows are told
+        their noise level; then it is remembered with the prompt.
+        """
+        by_level = self.config.level == "adaln" and run.copy == Copy.NOISY
+        kind = (run.copy, run.is_data)
+        keeps = not by_level and not torch.is_grad_enabled()
+        if keeps and kind in prompt.memo:
+            return prompt.memo[kind]
+        vector = self._vector(run, level, prompt)
+        six = rearrange(self.to_modulation(vector), "... (six d) -> ... six d", six=6)
+        shift, scale = self.to_final(vector).chunk(2, dim=-1)
+        told = Told(run.copy, six, (shift, 1 + scale))
+        if keeps:
+            prompt.memo[kind] = told
+        return told
 
     def forward(
         self,
@@ -435,41 +286,31 @@ class BlockTransformer(ModelMixin, ConfigMixin):
         if self.config.level == "add":
             told = self.embed_level(level_features(level, self.config.dim).to(x.dtype))
             x = x + torch.where((layout.copy == Copy.NOISY)[..., None], told, 0.0)
-        runs = row_runs(layout)
-        vectors = [self._vector(*run, layout, level, prompt) for run in runs]
-        rows = self._context(layout, runs, vectors, prompt, view)
-        lowered = NoMask() if lowered is None else lowered
+        rows = self._context(layout, level, prompt, view, x.dtype)
+        lowered = NoMask(layout.num_tokens**2) if lowered is None else lowered
         for index, layer in enumerate(self.layers):
             if self.gradient_checkpointing and self.training:
                 x = checkpoint(layer, x, index, rows, lowered, view, use_reentrant=False)
             else:
                 x = layer(x, index, rows, lowered, view)
-        final = [
-            (*run, self.to_final(vector).chunk(2, dim=-1))
-            for run, vector in zip(runs, vectors, strict=True)
-        ]
+        final = [(start, stop, told.final) for start, stop, told in rows.segments]
         return modulate(rms_norm(x), final, shift=0, scale=1)
 
     def _context(
-        self, layout: Layout, runs: list[tuple[int, int]], vectors: list[Tensor],
-        prompt: PreparedPrompt, view: CacheView | None,
+        self, layout: Layout, level: Tensor, prompt: PreparedPrompt, view: CacheView | None,
+        dtype: torch.dtype,
     ) -> RowContext:  # fmt: skip
-        config = self.config
-        active = rope_angles(layout.position, self.head_dim, config.rope_theta)
+        settings = (self.head_dim, self.config.rope_theta, dtype)
+        active = layout_angles(layout, *settings)
         keys = active
         if view is not None and not view.cache.rotated:
-            keys = rope_angles(view.layout.position, self.head_dim, config.rope_theta)
+            keys = layout_angles(view.layout, *settings)
         sees = torch.zeros_like(layout.copy, dtype=torch.bool)
-        for copy in self.copies_seeing_words:
-            sees |= layout.copy == copy
+        if prompt.cross is not None:
+            for copy in self.copies_seeing_words:
+                sees |= layout.copy == copy
         segments = [
-            Segment(
-                start,
-                stop,
-                int(layout.copy[start]),
-                rearrange(self.to_modulation(vector), "... (six d) -> ... six d", six=6),
-            )
-            for (start, stop), vector in zip(runs, vectors, strict=True)
+            (run.start, run.stop, self._told(run, level, prompt)) for run in row_runs(layout)
         ]
         return RowContext(segments, Angles(active, keys), sees, prompt.cross, prompt.cross_valid)
 
@@ -481,4 +322,6 @@ def repeat_prompt(prompt: PreparedPrompt, times: int) -> PreparedPrompt:
         return None if x is None else repeat(x, "b ... -> (b t) ...", t=times)
 
     cross = prompt.cross and [(again(k), again(v)) for k, v in prompt.cross]
-    return PreparedPrompt(again(prompt.prefix), again(prompt.pooled), cross, again(prompt.cross_valid))
+    return PreparedPrompt(
+        again(prompt.prefix), again(prompt.pooled), cross, again(prompt.cross_valid)
+    )

@@ -1,0 +1,256 @@
+"""The layers of the backbone and what one pass tells all of them.
+
+Attention, SwiGLU and their per-row modulation. The layers do not know masks as predicates,
+schedules, or what a row stands for; the backbone (models/backbone.py) works out positions, row
+ranges and conditioning vectors once per pass and hands them in as a `RowContext`.
+
+Invariant: while gradients are off, everything here that depends on the prompt and the row ranges
+alone is computed once per rollout, with the bits it would have if computed in every pass.
+"""
+
+import math
+from dataclasses import dataclass, field
+from typing import NamedTuple
+from weakref import WeakKeyDictionary
+
+import torch
+from einops import rearrange
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.nn import functional
+
+from ..core.attention import Lowered, attend
+from ..core.cache import CacheView
+from ..core.layout import Copy, Layout
+from ..core.numerics import RowStableLinear, row_stable_activation
+from ..core.positions import rope_angles, rotate
+
+
+def level_features(level: Float[Tensor, "*lead"], dim: int) -> Float[Tensor, "*lead dim"]:
+    """Sinusoids of a noise level in [0, 1]: frequencies fall from 1000 to 0.1 radians."""
+    half = dim // 2
+    frequency = 1000.0 * 1e-4 ** (torch.arange(half, device=level.device) / max(half - 1, 1))
+    angle = level.float()[..., None] * frequency
+    return functional.pad(torch.cat((angle.cos(), angle.sin()), -1), (0, dim - 2 * half))
+
+
+def rms_norm(x: Float[Tensor, "*lead dim"]) -> Float[Tensor, "*lead dim"]:
+    """Divide by the root mean square of the last axis (no gain: modulation supplies it)."""
+    return functional.rms_norm(x, (x.shape[-1],), eps=1e-6)
+
+
+class Run(NamedTuple):
+    """Rows start..stop-1 of one copy and one kind: prompt rows, or data rows."""
+
+    start: int
+    stop: int
+    copy: int
+    is_data: bool
+
+
+_RUNS: WeakKeyDictionary[Layout, list[Run]] = WeakKeyDictionary()
+_ANGLES: WeakKeyDictionary[Layout, dict[tuple, tuple[Tensor, Tensor]]] = WeakKeyDictionary()
+
+
+def row_runs(layout: Layout) -> list[Run]:
+    """Split rows into runs of one copy and one kind.
+
+    Remembered per layout, because reading a tensor's numbers stalls a GPU.
+    """
+    if layout not in _RUNS:
+        kind = layout.copy * 2 + (layout.source >= 0)
+        edges = (kind[1:] != kind[:-1]).nonzero()[:, 0] + 1
+        stops = [*edges.tolist(), layout.num_tokens]
+        starts = [0, *stops[:-1]]
+        kinds = kind[torch.tensor(starts, device=kind.device)].tolist()
+        _RUNS[layout] = [
+            Run(start, stop, code // 2, bool(code % 2))
+            for start, stop, code in zip(starts, stops, kinds, strict=True)
+        ]
+    return _RUNS[layout]
+
+
+def layout_angles(
+    layout: Layout, head_dim: int, theta: float, dtype: torch.dtype
+) -> tuple[Tensor, Tensor]:
+    """Rotary cosines and sines of a layout's rows, remembered per layout."""
+    known = _ANGLES.setdefault(layout, {})
+    key = (head_dim, theta, dtype)
+    if key not in known:
+        cos, sin = rope_angles(layout.position, head_dim, theta)
+        known[key] = (cos.to(dtype), sin.to(dtype))
+    return known[key]
+
+
+@dataclass(frozen=True)
+class Angles:
+    """Rotary angles of the active rows and of all keys."""
+
+    active: tuple[Tensor, Tensor]
+    keys: tuple[Tensor, Tensor]
+
+
+Vectors = tuple[Tensor, ...]
+"""Shift, scale and gate of attention, then of the MLP; scales already hold 1 + scale."""
+
+
+@dataclass(frozen=True)
+class Told:
+    """What rows of one kind are told: `modulation` [batch|1, rows|1, 6, dim], shared by all layers.
+
+    `final` holds the shift and scale of the last norm; `layers` the vectors of a layer once known.
+    """
+
+    copy: int
+    modulation: Tensor
+    final: Vectors
+    layers: dict[int, Vectors] = field(default_factory=dict)
+
+
+Parts = list[tuple[int, int, Vectors]]
+"""Row ranges (start, stop) with the vectors of each, broadcast over its rows."""
+
+
+@dataclass(frozen=True)
+class RowContext:
+    """Per-row facts shared by all layers of one pass."""
+
+    segments: list[tuple[int, int, Told]]
+    angles: Angles
+    sees_words: Tensor
+    cross: list[tuple[Tensor, Tensor]] | None
+    cross_valid: Tensor | None
+
+
+def modulate(x: Tensor, parts: Parts, *, shift: int, scale: int) -> Tensor:
+    """Scale and shift every row range by its own vectors: shift + x * (1 + scale)."""
+    if len(parts) == 1:
+        six = parts[0][2]
+        return torch.addcmul(six[shift], x, six[scale])
+    pieces = [torch.addcmul(six[shift], x[:, start:stop], six[scale]) for start, stop, six in parts]
+    return torch.cat(pieces, 1)
+
+
+def add_gated(x: Tensor, out: Tensor, parts: Parts, *, gate: int) -> Tensor:
+    """Add a branch through its gate: x + gate * out."""
+    if len(parts) == 1:
+        return torch.addcmul(x, out, parts[0][2][gate])
+    pieces = [
+        torch.addcmul(x[:, start:stop], out[:, start:stop], six[gate]) for start, stop, six in parts
+    ]
+    return torch.cat(pieces, 1)
+
+
+class SelfAttention(nn.Module):
+    """Grouped-query attention with RMS-normalised queries and keys."""
+
+    def __init__(self, dim: int, heads: int, kv_heads: int) -> None:
+        super().__init__()
+        self.heads, self.kv_heads, self.head_dim = heads, kv_heads, dim // heads
+        self.to_qkv = RowStableLinear(dim, (heads + 2 * kv_heads) * self.head_dim, bias=False)
+        self.to_out = RowStableLinear(heads * self.head_dim, dim, bias=False)
+        # One learned temperature per head stands for the gains of both norms: they only multiply.
+        self.temperature = nn.Parameter(torch.ones(heads, 1, 1))
+
+    def forward(
+        self, x: Tensor, layer: int, angles: Angles, lowered: Lowered, view: CacheView | None
+    ) -> Tensor:
+        """Attend from the active rows to the cached and active rows."""
+        heads = rearrange(self.to_qkv(x), "b n (h d) -> b h n d", d=self.head_dim)
+        both, value = heads.split((self.heads + self.kv_heads, self.kv_heads), dim=1)
+        both = rms_norm(both)
+        if view is None or view.cache.rotated:
+            both = rotate(both, angles.active)
+            query, key = both.split((self.heads, self.kv_heads), dim=1)
+            if view is not None:
+                key, value = view.extend(layer, key, value)
+        else:
+            query, key = both.split((self.heads, self.kv_heads), dim=1)
+            query = rotate(query, angles.active)
+            key, value = view.extend(layer, key, value)
+            key = rotate(key, angles.keys)
+        query = query * self.temperature.to(query.dtype)
+        out = attend(query, key.to(query.dtype), value.to(query.dtype), lowered)
+        return self.to_out(rearrange(out, "b h n d -> b n (h d)"))
+
+
+class CrossAttention(nn.Module):
+    """Attention to the prompt's words; keys and values are computed once per rollout."""
+
+    def __init__(self, dim: int, heads: int, prompt_dim: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.to_query = RowStableLinear(dim, dim, bias=False)
+        self.to_key_value = RowStableLinear(prompt_dim, 2 * dim, bias=False)
+        self.to_out = RowStableLinear(dim, dim, bias=False)
+        nn.init.zeros_(self.to_out.weight)
+
+    def prepare(self, words: Float[Tensor, "b t p"]) -> tuple[Tensor, Tensor]:
+        """Project the words to keys and values [batch, heads, words, head_dim]."""
+        both = rearrange(
+            self.to_key_value(words), "b t (two h d) -> two b h t d", two=2, h=self.heads
+        )
+        return both[0], both[1]
+
+    def forward(self, x: Tensor, memory: tuple[Tensor, Tensor], valid: Tensor) -> Tensor:
+        """Add what the words say."""
+        query = rearrange(self.to_query(rms_norm(x)), "b n (h d) -> b h n d", h=self.heads)
+        key, value = (part.to(query.dtype) for part in memory)
+        out = functional.scaled_dot_product_attention(
+            query, key, value, attn_mask=valid[:, None, None, :].to(query.device)
+        )
+        return self.to_out(rearrange(out, "b h n d -> b n (h d)"))
+
+
+class SwiGLU(nn.Module):
+    """silu(W1 x) * W2 x, projected back."""
+
+    def __init__(self, dim: int, ratio: float) -> None:
+        super().__init__()
+        inner = 8 * math.ceil(dim * ratio / 8)
+        self.to_gate_value = RowStableLinear(dim, 2 * inner, bias=False)
+        self.to_out = RowStableLinear(inner, dim, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Apply the gated map."""
+        gate, value = self.to_gate_value(x).chunk(2, dim=-1)
+        return self.to_out(row_stable_activation("silu", gate) * value)
+
+
+class Layer(nn.Module):
+    """One transformer layer with a modulation table of one row per copy."""
+
+    def __init__(
+        self, dim: int, heads: int, kv_heads: int, mlp_ratio: float, prompt_dim: int
+    ) -> None:
+        super().__init__()
+        self.attention = SelfAttention(dim, heads, kv_heads)
+        self.cross = CrossAttention(dim, heads, prompt_dim) if prompt_dim else None
+        self.mlp = SwiGLU(dim, mlp_ratio)
+        # Rows: copies. Columns: shift, scale, gate of attention, then of the MLP.
+        table = torch.zeros(len(Copy), 6, dim)
+        table[:, 2::3] = 1.0  # gates start open; the shared projection starts at zero
+        self.table = nn.Parameter(table)
+
+    def forward(
+        self, x: Tensor, layer: int, rows: RowContext, lowered: Lowered, view: CacheView | None
+    ) -> Tensor:
+        """Run attention, optional cross-attention and the MLP."""
+        parts = [(a, b, self._vectors(layer, told)) for a, b, told in rows.segments]
+        normed = modulate(rms_norm(x), parts, shift=0, scale=1)
+        x = add_gated(x, self.attention(normed, layer, rows.angles, lowered, view), parts, gate=2)
+        if self.cross is not None and rows.cross is not None:
+            added = self.cross(x, rows.cross[layer], rows.cross_valid)
+            x = x + torch.where(rows.sees_words[..., None], added, 0.0)
+        normed = modulate(rms_norm(x), parts, shift=3, scale=4)
+        return add_gated(x, self.mlp(normed), parts, gate=5)
+
+    def _vectors(self, layer: int, told: Told) -> Vectors:
+        """Vectors of this layer for rows of one kind; kept while gradients are off."""
+        if layer in told.layers:
+            return told.layers[layer]
+        six = list((told.modulation + self.table[told.copy]).unbind(dim=-2))
+        six[1], six[4] = 1 + six[1], 1 + six[4]
+        if not torch.is_grad_enabled():
+            told.layers[layer] = tuple(six)
+        return tuple(six)
