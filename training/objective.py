@@ -129,19 +129,33 @@ class ModelStage:
         dropped = torch.rand(len(indices), generator=generator) < self.recipe.condition.drop
         plan, layout, lowered = self.plan(generator)
         batch = self.corrupt(values, plan, layout, generator)
+        hidden = self.hidden_states(indices, dropped, batch, layout, lowered)
+        loss = self.token_loss(hidden, batch, generator)
+        total = (loss * batch.weight).sum() / batch.weight.sum().clamp_min(1e-8)
+        counted = batch.weight > 0
+        return total, {"token_loss": float(loss.detach()[counted].mean())}
+
+    def hidden_states(
+        self, indices: Tensor, dropped: Tensor, batch: Batch, layout: Layout, lowered: Lowered
+    ) -> Tensor:
+        """Run the trunk and return the states of the rows that carry the loss.
+
+        Args:
+            indices: Items of the batch.
+            dropped: Items [batch] that see the learned empty prompt instead of their caption.
+            batch: From `corrupt`.
+            layout: Rows of the forward.
+            lowered: Their mask.
+        """
         if self.model.uses_prompt:
-            prompt = self.model.prepare(
-                self.model.embed_prompts(self.prompt_ids[indices], dropped.to(values.device))
-            )
+            ids = self.prompt_ids[indices]
+            prompt = self.model.prepare(self.model.embed_prompts(ids, dropped.to(self.model.device)))
         else:
             prompt = self.model.unprompted(len(indices))
         hidden = self.model.backbone(
             batch.values, batch.is_masked, layout, batch.level, prompt, lowered
         )
-        loss = self.token_loss(hidden[:, batch.loss_rows], batch, generator)
-        total = (loss * batch.weight).sum() / batch.weight.sum().clamp_min(1e-8)
-        counted = batch.weight > 0
-        return total, {"token_loss": float(loss.detach()[counted].mean())}
+        return hidden[:, batch.loss_rows]
 
     def token_loss(self, hidden: Tensor, batch: Batch, generator: torch.Generator) -> Tensor:
         """Ask the head for one loss per predicted row."""
