@@ -26,6 +26,7 @@ from .data import ImageDataset, load_images
 from .loop import TrainConfig, Trainer
 from .objective import ModelStage, stage_summary
 from .pictures import evaluate_pictures, held_out_items
+from .selfcheck import mask_self_check
 from .tokenizer_stage import mean_psnr, save_half, train_tokenizer
 
 logger = logging.getLogger(__name__)
@@ -157,7 +158,8 @@ def _train_model(
         model = build_model(recipe, tokenizer)
     ids = model.text_encoder.tokenize(items.captions)
     stage = ModelStage(model, values, ids, items.captions)
-    logger.info("model stage: %s", stage_summary(stage))
+    checked = mask_self_check(stage, torch.Generator().manual_seed(recipe.train.seed))
+    logger.info("model stage: %s; mask self-check kept %d rows", stage_summary(stage), checked)
     config = train_config(recipe, steps, progress=progress)
     trainer = Trainer(stage, config, out / "model", resume=resume)
     result = trainer.run()
