@@ -45,7 +45,7 @@ class LearnsReport:
         baseline_name: Which predictor that is.
         value: Loss of the trained recipe on the same rows.
         budget: Steps, batch, seconds of training.
-        named: Share of drawn pictures whose nearest prompt is the one asked for, of held-out prompts.
+        named: Share of pictures drawn for held-out prompts that are nearest to their own prompt.
         chance: Share that guessing reaches.
         ceiling: Share that held-out pictures reach after the tokenizer.
     """
@@ -108,8 +108,7 @@ def learning_check(
     model.eval()
     value, baseline = held_out_losses(train, _stage(model, tokenizer, held_out), seed)
     prompts = (held_out.captions * pictures)[:pictures]
-    drawn = draw(model, tokenizer, prompts, seed).numpy() if pictures else np.empty((0,))
-    named = np.mean([a == b for a, b in zip(nearest_prompts(drawn), prompts, strict=True)]) if pictures else np.nan
+    drawn = draw(model, tokenizer, prompts, seed).numpy() if pictures else None
     if keep is not None:
         keep |= {"model": model, "tokenizer": tokenizer, "prompts": prompts, "pictures": drawn}
     metric, baseline_name = describe(model)
@@ -119,7 +118,7 @@ def learning_check(
         baseline_name=baseline_name,
         value=value,
         budget=f"{config.num_steps} steps x {config.batch_size}, {seconds:.0f} s of one CPU core",
-        named=float(named),
+        named=float("nan") if drawn is None else share_named(drawn, prompts),
         chance=1 / len(shape_prompts()),
         ceiling=_ceiling(tokenizer, held_out),
     )
@@ -147,8 +146,13 @@ def _stage(model: GenerativeModel, tokenizer: Any, items: ImageDataset) -> Model
 def _ceiling(tokenizer: Any, items: ImageDataset) -> float:
     pixels = tokenizer.decode(tokenizer.encode(items.pixels(torch.arange(len(items)))))
     pictures = ((pixels.clamp(-1, 1) + 1) * 127.5).round().permute(0, 2, 3, 1).numpy()
+    return share_named(pictures, items.captions)
+
+
+def share_named(pictures: np.ndarray, prompts: list[str]) -> float:
+    """Return the share of pictures that are nearest to their own prompt, in [0, 1]."""
     found = nearest_prompts(pictures)
-    return float(np.mean([a == b for a, b in zip(found, items.captions, strict=True)]))
+    return float(np.mean([a == b for a, b in zip(found, prompts, strict=True)]))
 
 
 @torch.no_grad()
@@ -201,8 +205,9 @@ def _losses(
     if isinstance(head, DiffusionHead | ShortcutHead):
         head = copy.copy(head)
         if isinstance(head, ShortcutHead):
-            head.bootstrap = 0.0  # the self-consistent share has no baseline: its target is the model
-        return head.loss(hidden, target, generator), _noised(head, baseline, target, slots, generator)
+            head.bootstrap = 0.0  # the target of the self-consistent share is the model itself
+        own = head.loss(hidden, target, generator)
+        return own, _noised(head, baseline, target, slots, generator)
     sample = batch.values[:, batch.loss_rows]
     level = batch.level[:, batch.loss_rows, None]
     one, zero = torch.ones_like(level), torch.zeros_like(level)

@@ -148,8 +148,8 @@ class ModelStage:
             lowered: Their mask.
         """
         if self.model.uses_prompt:
-            ids = self.prompt_ids[indices]
-            prompt = self.model.prepare(self.model.embed_prompts(ids, dropped.to(self.model.device)))
+            ids, is_null = self.prompt_ids[indices], dropped.to(self.model.device)
+            prompt = self.model.prepare(self.model.embed_prompts(ids, is_null))
         else:
             prompt = self.model.unprompted(len(indices))
         hidden = self.model.backbone(

@@ -23,7 +23,10 @@ GRAIN = 6.0
 
 def shape_prompts() -> list[str]:
     """Name every shape in every colour on every ground, 48 prompts."""
-    return [f"a {color} {shape} on {ground}" for shape, color, ground in product(SHAPES, COLORS, GROUNDS)]
+    return [
+        f"a {color} {shape} on {ground}"
+        for shape, color, ground in product(SHAPES, COLORS, GROUNDS)
+    ]
 
 
 def held_out_prompts() -> list[str]:
@@ -59,10 +62,7 @@ def draw_shapes(prompts: list[str], seed: int, size: int = 16) -> np.ndarray:
     rng, count = np.random.default_rng(seed), len(prompts)
     offset = rng.uniform(-0.05, 0.05, (count, 2)) * size
     radius = rng.uniform(0.34, 0.40, count) * size
-    pictures = [
-        _picture(*place, size)
-        for place in zip(prompts, offset, radius, strict=True)
-    ]
+    pictures = [_picture(*place, size) for place in zip(prompts, offset, radius, strict=True)]
     noisy = np.stack(pictures) + rng.normal(0.0, GRAIN, (count, size, size, 3))
     return noisy.clip(0, 255).round().astype(np.uint8)
 
