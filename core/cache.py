@@ -334,7 +334,7 @@ class KVCache:
         return other
 
     def fork(self, copies: int) -> "KVCache":
-        """Return a cache with every row repeated `copies` times (branches, candidates)."""
+        """Return `copies` whole batches one after the other (guidance branches, candidates)."""
         if copies < 1:
             raise ValueError(f"copies = {copies}; legal >= 1; try 1")
         return self.select(torch.arange(self.batch).repeat(copies))

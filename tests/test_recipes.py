@@ -233,18 +233,11 @@ def test_given_cells_stay_bit_for_bit(tiny, name):
     else:
         values = torch.randn(2, cells, tiny.channels, generator=rng)
     keep = (torch.arange(cells) % tiny.width < 2).expand(2, -1)  # the left half
-    drawn = draw(model, PROMPTS[:2], [0, 1], values=values, is_known=keep, guidance_scale=2.0)
+    given = {"values": values, "is_known": keep, "guidance_scale": 2.0}
+    drawn = draw(model, PROMPTS[:2], [0, 1], **given)
     assert torch.equal(drawn[keep], values[keep])
     assert not torch.equal(drawn[~keep], values[~keep])
-    uncached = draw(
-        model,
-        PROMPTS[:2],
-        [0, 1],
-        values=values,
-        is_known=keep,
-        guidance_scale=2.0,
-        use_cache=False,
-    )
+    uncached = draw(model, PROMPTS[:2], [0, 1], **given, use_cache=False)
     assert torch.equal(uncached[keep], values[keep])
     if not drawn.is_floating_point():
         assert torch.equal(uncached, drawn)
