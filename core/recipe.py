@@ -148,12 +148,19 @@ class HeadSpec(_Section):
 
 
 class TextSpec(_Section):
-    """The text encoder trained with the model."""
+    """The text encoder trained with the model, or a frozen T5/CLIP the user points to.
+
+    `pretrained` is a folder or Hub id; `words` then counts its tokens, and `encoder_folder` and
+    `tokenizer_folder` name the parts inside a pipeline folder.
+    """
 
     dim: int = Field(64, ge=8)
     buckets: int = Field(1024, ge=16)
     words: int = Field(8, ge=1, le=256)
     layers: int = Field(0, ge=0, le=24)
+    pretrained: str | None = None
+    encoder_folder: str = ""
+    tokenizer_folder: str = ""
 
 
 class TrainSpec(_Section):

@@ -17,12 +17,13 @@ from ..core.attention import Lowered
 from ..core.cache import CacheView, KVCache
 from ..core.layout import Layout
 from ..core.plan import NUM_SENTINELS, DecodePlan, num_prompt_rows
-from ..core.recipe import Recipe, recipe_from_dict
+from ..core.recipe import Recipe, TextSpec, recipe_from_dict
 from ..core.rollout import Draw
 from ..core.schedulers.base import Row
 from .backbone import BlockTransformer, PreparedPrompt, repeat_prompt
 from .heads import build_head
 from .heads.base import guided
+from .pretrained_text import PretrainedTextEncoder
 from .text import HashTextEncoder, PromptEmbeds
 
 TEXT_CODES = 128
@@ -47,6 +48,21 @@ def head_settings(recipe: Recipe) -> dict[str, Any]:
         "gmm": {"num_mixtures": head.mixtures},
     }
     return {"kind": head.kind} | settings[head.kind]
+
+
+def text_encoder_of(spec: TextSpec) -> HashTextEncoder | PretrainedTextEncoder:
+    """Build the text encoder a recipe asks for."""
+    if spec.pretrained is None:
+        return HashTextEncoder(
+            dim=spec.dim, num_buckets=spec.buckets, max_words=spec.words, num_layers=spec.layers
+        )
+    return PretrainedTextEncoder(
+        spec.pretrained,
+        dim=spec.dim,
+        max_tokens=spec.words,
+        subfolder=spec.encoder_folder,
+        tokenizer_subfolder=spec.tokenizer_folder,
+    )
 
 
 class GenerativeModel(ModelMixin, ConfigMixin):
@@ -85,9 +101,7 @@ class GenerativeModel(ModelMixin, ConfigMixin):
         slots = height * width + spec.layout.text_tokens + (NUM_SENTINELS if stream else 0)
         vocab = codebook_size + extra
         text, condition = spec.text, spec.condition
-        self.text_encoder = HashTextEncoder(
-            dim=text.dim, num_buckets=text.buckets, max_words=text.words, num_layers=text.layers
-        )
+        self.text_encoder = text_encoder_of(text)
         self.backbone = BlockTransformer(
             dim=spec.backbone.dim,
             num_layers=spec.backbone.layers,

@@ -13,7 +13,10 @@ from transformers import (
 )
 
 from blockloom.core.errors import ModelError
+from blockloom.core.recipe import load_recipe
+from blockloom.models.generator import GenerativeModel
 from blockloom.models.pretrained_text import PretrainedTextEncoder
+from blockloom.training.objective import ModelStage
 
 VOCAB = {"<pad>": 0, "</s>": 1, "<unk>": 2, "cat": 3, "red": 4}
 
@@ -125,3 +128,20 @@ def test_errors_name_the_kind_and_the_limit(checkpoint, tmp_path):
             _encoder(checkpoint[1], max_tokens=7)
     with pytest.raises(ValueError, match=r"prompts\[0\] must be a string, got int"):
         _encoder(checkpoint[1]).tokenize([3])
+
+
+def test_a_recipe_trains_on_a_frozen_encoder(checkpoint):
+    overrides = ["backbone.dim=32", "backbone.layers=1", "backbone.heads=2", "text.dim=16"]
+    overrides += ["text.words=5", f"text.pretrained={checkpoint[1]}"]
+    overrides += ["text.encoder_folder=text_encoder", "text.tokenizer_folder=tokenizer"]
+    recipe = load_recipe("image/block_masked", overrides)
+    model = GenerativeModel(recipe.model_dump(mode="json"), height=2, width=2, codebook_size=5)
+    assert isinstance(model.text_encoder, PretrainedTextEncoder)
+    ids = model.text_encoder.tokenize(["a b", "c"])
+    stage = ModelStage(model, torch.zeros(2, 4, 1).long(), ids, ["a b", "c"])
+    torch.nn.init.normal_(model.head.out.weight)
+    torch.nn.init.normal_(model.backbone.to_modulation.weight)
+    torch.nn.init.normal_(model.backbone.to_final.weight)
+    loss, _ = stage.loss(torch.arange(2), torch.Generator().manual_seed(0), 0)
+    loss.backward()
+    assert float(model.text_encoder.pool[1].weight.grad.abs().sum()) > 0
