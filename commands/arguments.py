@@ -220,6 +220,8 @@ class Eval(Common):
     """As for train."""
     out: Path = None
     """File for the JSON; stdout when not given."""
+    sheet: Path = None
+    """PNG that shows data set pictures above what the model drew for their captions."""
     num: Annotated[int | None, values.spec(values.whole("--num", 1, 10**7), "N")] = None
     """Pictures per split, for a quick look."""
     seed: Annotated[int, values.spec(values.whole("--seed", 0, values.MAX_SEED), "0..2**64-1")] = 0

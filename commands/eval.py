@@ -30,10 +30,15 @@ def run(args: Eval) -> int:
         if out.suffix.lower() != ".json":
             raise UsageError(explain("--out extension", got=out.suffix, allowed=".json"))
         output.ensure_writable(output.folder(out.parent))
+    sheet = None if args.sheet is None else Path(args.sheet).expanduser()
+    if sheet is not None:
+        if sheet.suffix.lower() != ".png":
+            raise UsageError(explain("--sheet extension", got=sheet.suffix, allowed=".png"))
+        output.ensure_writable(output.folder(sheet.parent))
     device = models.pick_device(args.device)
     from ..training.run import evaluate
 
-    result = evaluate(folder, data, num=args.num, seed=args.seed, device=device)
+    result = evaluate(folder, data, num=args.num, seed=args.seed, device=device, sheet=sheet)
     if out is None:
         output.emit_json(result)
     else:

@@ -45,7 +45,9 @@ class Contents:
     level: float = 0.5
 
 
-def training_forward(plan: DecodePlan, decoder: Decoder, contents: Contents) -> tuple[Layout, Tensor]:
+def training_forward(
+    plan: DecodePlan, decoder: Decoder, contents: Contents
+) -> tuple[Layout, Tensor]:
     """Run the masked forward over the training layout; returns its rows and hidden states."""
     layout = plan.training_layout()
     source = layout.source.clamp_min(0)

@@ -1,7 +1,7 @@
 """Recipes: one YAML file that names the six choices of a system.
 
-A recipe is data. It names a layout, a mask, a corruption, a schedule, a cache rule and a head in the
-words of the core languages; no code is taken from it. Every unknown key and every illegal
+A recipe is data. It names a layout, a mask, a corruption, a schedule, a cache rule and a head in
+the words of the core languages; no code is taken from it. Every unknown key and every illegal
 combination is refused with one line that names the nearest legal value.
 
 The recipe does not know what an image is: sizes of the data come from the tokenizer at run time.
@@ -36,8 +36,8 @@ class LayoutSpec(_Section):
     """Which tokens stand in the sequence.
 
     `block` is "token", "row", "all", "tile:HxW" or a number of tokens in raster order.
-    `copies` 2 = a clean and a noisy copy of every token. `shift` 1 = the row before a token predicts it.
-    `spans` > 0 moves that many spans to the end during training (CM3).
+    `copies` 2 = a clean and a noisy copy of every token. `shift` 1 = the row before a token
+    predicts it. `spans` > 0 moves that many spans to the end during training (CM3).
     """
 
     kind: Literal["grid", "stream"] = "grid"

@@ -7,12 +7,13 @@ decode pixels and does not run the loop.
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 from jaxtyping import Bool
 from torch import Tensor
 
-from ..core.plan import NUM_SENTINELS, build_plan
+from ..core.plan import NUM_SENTINELS, DecodePlan, build_plan
 from ..core.rollout import Rollout
 from ..core.schedule import scheduler_of
 from .backbone import PreparedPrompt
@@ -95,7 +96,7 @@ def start(model: GenerativeModel, request: Request) -> Rollout:
     span = None
     if model.recipe.layout.kind == "stream":
         values, known, span = _stream_canvas(model, request, values, known)
-    plan = build_plan(model.recipe, model.config.height, model.config.width, span=span)
+    plan = _plan(model, span, remember=request.use_cache)
     uncond = None
     if model.uses_prompt and scheduler.config.guidance_scale != 1.0:
         uncond = _uncond(model, request, items)
@@ -117,6 +118,25 @@ def start(model: GenerativeModel, request: Request) -> Rollout:
         use_cache=request.use_cache,
         should_stop=request.should_stop,
     )
+
+
+_PLANS: WeakKeyDictionary[GenerativeModel, dict[Any, DecodePlan]] = WeakKeyDictionary()
+
+
+def _plan(model: GenerativeModel, span: tuple[int, int] | None, *, remember: bool) -> DecodePlan:
+    """Lay out a request; cached rollouts of one model share their plan and its lowered masks.
+
+    Without a cache every pass has a layout of its own, as long as the past: not worth keeping.
+    """
+    height, width = model.config.height, model.config.width
+    if not remember:
+        return build_plan(model.recipe, height, width, span=span)
+    known = _PLANS.setdefault(model, {})
+    if span not in known:
+        if span is not None:
+            known.clear()  # one user's span; the next one is another
+        known[span] = build_plan(model.recipe, height, width, span=span)
+    return known[span]
 
 
 def _uncond(model: GenerativeModel, request: Request, items: int) -> PreparedPrompt:

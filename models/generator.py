@@ -258,7 +258,9 @@ class ModelDecoder:
         branches = 1 if only_commit and view is not None else self.branches
         prompt = self.cond if branches == 1 else self.both
         if branches > 1:
-            values, is_masked = (t.repeat(branches, 1, *[1] * (t.ndim - 2)) for t in (values, is_masked))
+            values, is_masked = (
+                t.repeat(branches, 1, *[1] * (t.ndim - 2)) for t in (values, is_masked)
+            )
             level = level.repeat(branches, 1)
         return self.model.backbone(values, is_masked, layout, level, prompt, lowered, view)
 

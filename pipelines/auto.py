@@ -32,7 +32,9 @@ class AutoPipeline:
             index = json.loads((folder / "model_index.json").read_bytes())
             kind = index["_class_name"]
         except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
-            raise ModelError(f"model_index.json of {folder.name} is not a pipeline index") from error
+            raise ModelError(
+                f"model_index.json of {folder.name} is not a pipeline index"
+            ) from error
         if kind not in classes:
             raise ModelError(
                 f"model_index.json names {kind!r}; allowed {', '.join(classes)}; "

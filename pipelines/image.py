@@ -6,7 +6,7 @@ A request becomes a rollout; this file consumes its events. `pipe(...)` runs the
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -50,8 +50,8 @@ class ImagePipelineOutput(BaseOutput):
 class ImagePipeline(DiffusionPipeline):
     """Draws pictures from words with any image recipe."""
 
-    model_cpu_offload_seq = "model->tokenizer"
-    _callback_tensor_inputs = list(_CALLBACK_TENSORS)
+    model_cpu_offload_seq: ClassVar[str] = "model->tokenizer"
+    _callback_tensor_inputs: ClassVar[list[str]] = list(_CALLBACK_TENSORS)
 
     def __init__(self, tokenizer: Any, model: GenerativeModel) -> None:
         """Join a tokenizer and a model that was trained on its tokens.
@@ -143,9 +143,7 @@ class ImagePipeline(DiffusionPipeline):
                 raise UsageError(describe("prompt item", type(item).__name__, "text"))
         return list(prompts)
 
-    def _generators(
-        self, generator: Any, seed: int | None, items: int
-    ) -> list[torch.Generator]:
+    def _generators(self, generator: Any, seed: int | None, items: int) -> list[torch.Generator]:
         """One CPU generator per item: given ones, or item k of the seed."""
         if generator is None:
             base = int(torch.seed()) if seed is None else seed
@@ -290,7 +288,9 @@ class ImagePipeline(DiffusionPipeline):
                     index += 1
         tokens = picture_values(self.model, rollout.values)
         complete = bool(rollout.is_known.all())
-        images = tokens if output_type == "latent" else self._finish(rollout, image, keep, output_type)
+        images = (
+            tokens if output_type == "latent" else self._finish(rollout, image, keep, output_type)
+        )
         if not return_dict:
             return (images, tokens, complete)
         return ImagePipelineOutput(images=images, tokens=tokens, is_complete=complete)

@@ -42,7 +42,10 @@ class Batch:
 
 
 def stream_values(
-    codes: Int[Tensor, "items cells 1"], captions: Sequence[str], text_tokens: int, codebook_size: int
+    codes: Int[Tensor, "items cells 1"],
+    captions: Sequence[str],
+    text_tokens: int,
+    codebook_size: int,
 ) -> Int[Tensor, "items slots 1"]:
     """Join captions, picture codes and the three span marks into one stream of ids."""
     text = caption_codes(captions, text_tokens, codebook_size)
@@ -177,9 +180,7 @@ class ModelStage:
             return self._diffuse(values, clean, plan, layout, generator)
         return self._mask(values, clean, plan, layout, generator)
 
-    def _next_token(
-        self, values: Tensor, clean: Tensor, plan: DecodePlan, layout: Layout
-    ) -> Batch:
+    def _next_token(self, values: Tensor, clean: Tensor, plan: DecodePlan, layout: Layout) -> Batch:
         """Every row from the last prompt row on predicts the token after it."""
         batch, rows = clean.shape[:2]
         first = plan.num_prompt_rows - 1

@@ -5,14 +5,19 @@ put all pictures in one style. Every number stands beside chance and a copying b
 """
 
 from collections.abc import Callable, Sequence
+from io import BytesIO
+from pathlib import Path
 from typing import Any
 
 import numpy as np
+from PIL import Image
 
 from .baselines import caption_baseline, same_name_baseline
+from .checkpoint import write_atomic
 from .data import ImageDataset
 from .evaluation import psnr, retrieval
 
+SHEET_COLUMNS = 12
 Draw = Callable[[Sequence[str]], np.ndarray]
 
 
@@ -37,7 +42,7 @@ def chosen_items(dataset: ImageDataset, split: str, num: int | None, seed: int) 
 
 
 def evaluate_pictures(
-    dataset: ImageDataset, draw: Draw, num: int | None, seed: int = 0
+    dataset: ImageDataset, draw: Draw, num: int | None, seed: int = 0, sheet: Path | None = None
 ) -> dict[str, Any]:
     """Draw a picture for captions of every split and rank the right one among its style.
 
@@ -46,6 +51,7 @@ def evaluate_pictures(
         draw: Prompts to uint8 pictures [prompts, height, width, 3].
         num: Captions per split; None = all.
         seed: Chooses the captions.
+        sheet: PNG to write, see `contact_sheet`; None = none.
 
     Returns:
         Per split: retrieval with intervals and chance, the nearest-caption baseline and, for names
@@ -56,10 +62,12 @@ def evaluate_pictures(
     seen_names = {name for name, is_seen in zip(names, trained, strict=True) if is_seen}
     train = np.flatnonzero(trained)
     report: dict[str, Any] = {}
+    rows: list[np.ndarray] = []
     for split in dict.fromkeys(dataset.split):
         index = chosen_items(dataset, split, num, seed)
         captions = [dataset.captions[i] for i in index]
         pictures = draw(captions)
+        rows += contact_rows(dataset.images[index], pictures, seed)
         clusters = [names[i] for i in index]
         target = index.tolist()
         entry: dict[str, Any] = {
@@ -76,4 +84,33 @@ def evaluate_pictures(
                     target, dataset.images, styles, names, trained.tolist()
                 )
         report[split] = entry
+    if sheet is not None:
+        write_atomic(sheet, sheet_png(rows))
     return {"prompt_retrieval": report}
+
+
+def contact_rows(right: np.ndarray, drawn: np.ndarray, seed: int) -> list[np.ndarray]:
+    """Line up data set pictures with what was drawn for their captions, chosen by the seed only.
+
+    Returns:
+        Two uint8 rows [height, SHEET_COLUMNS * width, 3] per half of the chosen items.
+    """
+    order = np.random.default_rng(seed).permutation(len(right))[: 2 * SHEET_COLUMNS]
+    rows = []
+    for first in range(0, len(order), SHEET_COLUMNS):
+        part = order[first : first + SHEET_COLUMNS]
+        for pictures in (right[part], drawn[part]):
+            blank = np.full((SHEET_COLUMNS - len(part), *pictures.shape[1:]), 255, np.uint8)
+            rows.append(np.concatenate([*pictures, *blank], axis=1))
+    return rows
+
+
+def sheet_png(rows: list[np.ndarray]) -> bytes:
+    """Stack rows into one PNG, drawn rows right under the pictures they answer to."""
+    line = np.full((6, rows[0].shape[1], 3), 255, np.uint8)
+    stacked = [
+        part for i, row in enumerate(rows) for part in ([row] if i % 2 == 0 else [row, line])
+    ]
+    stream = BytesIO()
+    Image.fromarray(np.concatenate(stacked)).save(stream, "PNG")
+    return stream.getvalue()

@@ -95,7 +95,13 @@ def train(
     tokenizer = _tokenizer(recipe, out)
     if stage != "model" and needs_training(tokenizer) and not _tokenizer_done(out):
         report["tokenizer"] = _train_tokenizer(
-            recipe, tokenizer, dataset, out, resume, steps if stage == "tokenizer" else None, progress
+            recipe,
+            tokenizer,
+            dataset,
+            out,
+            resume,
+            steps if stage == "tokenizer" else None,
+            progress,
         )
         tokenizer = load_tokenizer(out / "tokenizer" / "final")
     if stage == "tokenizer":
@@ -185,7 +191,9 @@ def build_model(recipe: Recipe, tokenizer: Any) -> GenerativeModel:
 
 
 @torch.no_grad()
-def encoded(tokenizer: nn.Module, items: ImageDataset, cache: Path, batch_size: int = 128) -> Tensor:
+def encoded(
+    tokenizer: nn.Module, items: ImageDataset, cache: Path, batch_size: int = 128
+) -> Tensor:
     """Encode all items once, kept on disk under a hash of images and tokenizer.
 
     Args:
@@ -276,6 +284,7 @@ def evaluate(
     num: int | None = None,
     seed: int = 0,
     device: torch.device | str = "cpu",
+    sheet: Path | None = None,
 ) -> dict[str, Any]:
     """Measure a pipeline on a data set.
 
@@ -285,6 +294,7 @@ def evaluate(
         num: Pictures drawn per split; None = all.
         seed: Seed of the drawn pictures and of the choice of items.
         device: Where to run.
+        sheet: PNG with, per split, data set pictures above drawn ones; None = no picture.
 
     Returns:
         JSON-ready numbers: reconstruction PSNR, prompt retrieval per split with its baselines.
@@ -308,5 +318,6 @@ def evaluate(
         lambda prompts: draw(model, tokenizer, prompts, seed).numpy(),
         num=num,
         seed=seed,
+        sheet=sheet,
     )
     return result
