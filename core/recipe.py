@@ -17,6 +17,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from .errors import ModelError, UsageError
 
+MAX_DEPTH = 16
 MODALITIES = ("image", "video", "audio", "motion")
 
 
@@ -179,13 +180,17 @@ class TrainSpec(_Section):
 
 
 class LearnsSpec(_Section):
-    """The learning check: what was trained, against which baseline, and what it reached."""
+    """The learning check: what was trained, against which baseline, and what it reached.
+
+    `drawn` says what share of pictures, drawn by the recipe's own schedule, show their prompt.
+    """
 
     metric: str
     baseline: float
     baseline_name: str
     value: float
     budget: str
+    drawn: str = ""
 
 
 class Recipe(_Section):
@@ -236,6 +241,9 @@ def _combination_errors(recipe: Recipe) -> list[str]:
         )
     if head.kind == "patch" and recipe.backbone.level == "none":
         errors.append('backbone.level = "none" with head.kind = "patch"; set "adaln"')
+    if head.kind == "shortcut" and head.steps & (head.steps - 1):
+        near = 1 << (head.steps.bit_length() - 1)
+        errors.append(f"head.steps = {head.steps} must be a power of two; try {near}")
     if layout.split == "random" and layout.copies != 2:
         errors.append('layout.split = "random" needs layout.copies = 2; set "fixed"')
     if head.kind == "patch" and layout.copies == 1 and layout.block != "all":
@@ -355,7 +363,12 @@ def _read_yaml(text: str, source: str) -> Any:
     if len(text) > 200_000:
         raise ModelError(f"{source}: {len(text)} characters; a recipe has at most 200000")
     try:
+        depth = 0
         for event in yaml.parse(text, Loader=yaml.SafeLoader):
+            depth += isinstance(event, yaml.CollectionStartEvent)
+            depth -= isinstance(event, yaml.CollectionEndEvent)
+            if depth > MAX_DEPTH:  # nesting costs quadratic time before it fails by itself
+                raise ModelError(f"{source}: nested deeper than {MAX_DEPTH} levels")
             if isinstance(event, yaml.AliasEvent):  # alias bombs need aliases; recipes do not
                 raise ModelError(f"{source}: YAML aliases are not allowed in a recipe")
         return yaml.safe_load(text)
@@ -384,4 +397,6 @@ def load_recipe(name: str, overrides: list[str] | None = None) -> Recipe:
             raise UsageError(f"unknown recipe {name!r}; nearest: {near[0] if near else 'none'}")
         item = resources.files("blockloom.configs") / f"{full}.yaml"
         data = _read_yaml(item.read_text(encoding="utf-8"), full)
-    return recipe_from_dict(apply_overrides(data, overrides or []), name)
+    if isinstance(data, dict):  # anything else is refused by the next line
+        data = apply_overrides(data, overrides or [])
+    return recipe_from_dict(data, name)

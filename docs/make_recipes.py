@@ -1,0 +1,71 @@
+"""Write docs/recipes.md from the recipes that ship with the package.
+
+Usage: python docs/make_recipes.py
+"""
+
+from pathlib import Path
+
+from blockloom.core.plan import mask_table
+from blockloom.core.recipe import Recipe, list_recipes, load_recipe
+
+HEAD = """\
+# Recipes
+
+<!-- Written by docs/make_recipes.py; change configs/ and run it again. -->
+
+A recipe names a system as six choices; `blockloom inspect NAME` shows any of them as data.
+
+**Mask** lists who sees whom, `query->key` over C (clean) and N (noisy or hidden) rows.
+**Cache** says when rows become permanent. *Exact* means that the cached decode computes what the
+training forward computes, proved for the layout before a recipe may say so; a recipe whose every
+pass looks at all tokens anew keeps nothing and has nothing to prove.
+**Learns** is a tiny run on procedural pictures (`training/shapes.py`: a coloured shape on a plain
+ground, 16x16 pixels), rerun by the slow tests. Value and baseline are measured on pictures whose
+prompts are not in the training data; lower is better. The baseline is the best predictor that knows
+positions only, fitted on the training pictures.
+"""
+
+
+def table(recipes: list[Recipe]) -> list[str]:
+    """Lay out the choices of every recipe, one row each."""
+    lines = ["| recipe | system | mask | cache | head |", "| --- | --- | --- | --- | --- |"]
+    for recipe in recipes:
+        mask = "<br>".join(f"`{key}: {rule}`" for key, rule in mask_table(recipe).to_dict().items())
+        exact = (
+            "exact" if recipe.cache.exact else "not exact" if recipe.cache.write != "none" else ""
+        )
+        cache = ", ".join(filter(None, (recipe.cache.write, exact)))
+        system = f"[{recipe.system.title}]({recipe.system.url})"
+        lines.append(f"| `{recipe.name}` | {system} | {mask} | {cache} | {recipe.head.kind} |")
+    return lines
+
+
+def learned(recipes: list[Recipe]) -> list[str]:
+    """Lay out the learning checks, one row each."""
+    lines = [
+        "| recipe | metric | value | baseline | which baseline | budget | drawn |",
+        "| --- | --- | --- | --- | --- | --- | --- |",
+    ]
+    for recipe in recipes:
+        if learns := recipe.learns:
+            lines.append(
+                f"| `{recipe.name}` | {learns.metric} | {learns.value:g} | {learns.baseline:g} "
+                f"| {learns.baseline_name} | {learns.budget} | {learns.drawn} |"
+            )
+    return lines
+
+
+def page() -> str:
+    """Return the whole page."""
+    parts = [HEAD]
+    recipes = [load_recipe(name) for name in list_recipes()]
+    for modality in dict.fromkeys(recipe.modality for recipe in recipes):
+        some = [recipe for recipe in recipes if recipe.modality == modality]
+        differs = [f"- `{recipe.name}`: {recipe.system.differs}." for recipe in some]
+        parts += [f"## {modality.capitalize()}\n", *table(some), "", "### Learns\n", *learned(some)]
+        parts += ["", "### Where they differ from the papers\n", *differs, ""]
+    return "\n".join(parts)
+
+
+if __name__ == "__main__":
+    Path(__file__).with_name("recipes.md").write_text(page(), encoding="utf-8")
