@@ -124,7 +124,7 @@ def test_evicting_one_block_early_and_windows_off_by_one(tiny, write):
 
 def test_running_the_last_blocks_again_is_not_a_windowed_cache(tiny):
     """The receptive field of a windowed model grows with depth; a fresh window cuts it off."""
-    model, plan, decoder, contents = setup(tiny, "image/block_masked", "cache.window=2")
+    _, plan, decoder, contents = setup(tiny, "image/block_masked", "cache.window=2")
     passes = []
     for block in range(plan.num_blocks):
         rollout = open_rollout(plan, decoder, contents, use_cache=False)
@@ -147,7 +147,7 @@ def open_rollout(plan, decoder, contents, **how):
 
 def test_telling_clean_rows_the_noise_level(tiny, monkeypatch):
     """One modulation for both copies: clean rows then change with every level."""
-    model, plan, decoder, contents = setup(tiny, "image/acdit", "cache.write=separate")
+    model, plan, _, contents = setup(tiny, "image/acdit", "cache.write=separate")
     plain = model.backbone._vector
 
     def shared(run, level, prompt):
@@ -164,7 +164,7 @@ def test_telling_clean_rows_the_noise_level(tiny, monkeypatch):
 
 
 def test_keeping_a_bidirectional_models_past_after_a_reveal(tiny):
-    model, plan, decoder, contents = setup(tiny, "image/maskgil")
+    _, plan, decoder, contents = setup(tiny, "image/maskgil")
     known = ~contents.is_masked
     rollout = open_rollout(plan, decoder, contents)
     rollout._flush()  # the prompt is static: keeping that is exact
