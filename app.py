@@ -98,25 +98,19 @@ def _image_tab(does: handlers.Handlers, shelf: Shelf) -> None:
         with gr.Column(scale=5, min_width=320):
             idle = views.placeholder("idle", handlers.IDLE if names else "")
             canvas = gr.HTML(idle, elem_id="bl-canvas")
-    with gr.Row(equal_height=False):
+    with gr.Row(equal_height=False, visible=False) as results:
         with gr.Column(scale=6, min_width=320):
             gr.HTML("<h3>Your pictures, newest first</h3>", elem_classes="bl-heading")
             gallery = gr.Gallery(
-                label="Your pictures", show_label=False, columns=4, fit_columns=False,
-                object_fit="contain", height=360, format="png", interactive=False, buttons=["download", "fullscreen"],
+                label="Your pictures", show_label=False, columns=3, fit_columns=False,
+                object_fit="contain", height=420, format="png", interactive=False,
+                buttons=["download", "fullscreen"],
                 elem_id="bl-gallery",
             )  # fmt: skip
         with gr.Column(scale=4, min_width=280, elem_id="bl-edit"):
             gr.HTML("<h3>Save or redraw</h3>", elem_classes="bl-heading")
-            chosen = gr.HTML(
-                views.paragraph(
-                    "The newest picture comes here; click another one in the gallery to take that."
-                ),
-                elem_id="bl-chosen",
-            )
-            download = gr.DownloadButton(
-                "Save as PNG, with its settings inside", interactive=False, elem_id="bl-download"
-            )
+            chosen = gr.HTML(elem_id="bl-chosen")
+            download = gr.DownloadButton(handlers.SAVE, interactive=False, elem_id="bl-download")
             region = gr.Radio(
                 ["left", "right", "top", "bottom"], value="right",
                 label="Half to redraw from the words above",
@@ -124,7 +118,7 @@ def _image_tab(does: handlers.Handlers, shelf: Shelf) -> None:
             )  # fmt: skip
             edit = gr.Button("Redraw", interactive=bool(names), elem_id="bl-redraw")
     run = gr.Number(visible=False, precision=0)
-    shown, waits = [canvas, gallery, download, chosen], [canvas, run]
+    shown, waits = [canvas, results, gallery, download, chosen], [canvas, run]
     wish = [session, run, prompt, style, seed, number, rows, weight, model]
     change = [session, run, prompt, style, seed, region, rows, weight, model]
     quiet: dict[str, Any] = {"show_progress": "hidden"}

@@ -105,5 +105,5 @@ def _last(event: Any, progress: _Progress, seconds: float) -> Frame:
     if not progress.done:
         return Frame([], 0, progress.total, "Stopped before the first row", "stopped")
     why = "Time is up" if seconds > MAX_SECONDS else "Stopped"
-    line = f"{why} at {progress.place}; what was drawn is kept"
+    line = f"{why} at {progress.place}; kept"
     return Frame(images, progress.done, progress.total, line, "stopped")

@@ -22,6 +22,8 @@ from .shelf import Shelf
 
 log = logging.getLogger(__name__)
 IDLE = "Type what you would like to see and press Enter."
+SAVE = "Save as PNG, with its settings inside"
+SAVE_STOPPED = "Save as PNG"
 
 
 @contextmanager
@@ -31,9 +33,7 @@ def answered() -> Iterator[None]:
         yield
     except BlockloomError as error:
         # The page renders the text of an error as HTML.
-        raise gr.Error(
-            escape(error.message), title="Not like this", print_exception=False
-        ) from None
+        raise gr.Error(escape(error.message), print_exception=False) from None
     except gr.Error:
         raise
     except Exception as error:  # whatever it is, the visitor gets a number and not a traceback
@@ -41,7 +41,7 @@ def answered() -> Iterator[None]:
         log.exception("error %s", number)
         is_memory = isinstance(error, MemoryError) or "out of memory" in str(error).lower()
         text = "not enough memory; try fewer pictures" if is_memory else "something broke here"
-        raise gr.Error(f"{text} (error {number})", title="Sorry", print_exception=False) from None
+        raise gr.Error(f"{text} (error {number})", print_exception=False) from None
 
 
 class Handlers:
@@ -138,7 +138,7 @@ class Handlers:
         """Compute the second tab; what a recipe does not allow is said in place."""
         try:
             with answered():
-                wished = int(length) if isinstance(length, int | float) else length
+                wished = int(length) if isinstance(length, int | float) else str(length)
                 view = inside.look(str(recipe), wished, str(block))
         except gr.Error as error:
             return [f'<div class="bl-notice">{error.message}</div>', "", "", ""]
@@ -146,21 +146,21 @@ class Handlers:
 
 
 def _nothing() -> list[Any]:
-    """Leave gallery, download and choice as they are."""
-    return [gr.skip(), gr.skip(), gr.skip()]
+    """Leave everything below the canvas as it is."""
+    return [gr.skip()] * 4
 
 
 def _kept(session: Session) -> list[Any]:
     """Show the session's pictures, newest first, and which one is chosen."""
     pictures = [(item.path, item.caption) for item in session.finished]
-    if session.chosen is None:
-        return [gr.update(value=pictures), gr.skip(), gr.skip()]
-    return [gr.update(value=pictures, selected_index=None), *_chosen(session.chosen)]
+    below = [gr.update(visible=True), gr.update(value=pictures, selected_index=None)]
+    return [*below, *_chosen(session.finished[0])]
 
 
 def _chosen(chosen: Finished) -> list[Any]:
+    label = SAVE if chosen.is_complete else SAVE_STOPPED
     return [
-        gr.update(value=chosen.path, interactive=True),
+        gr.update(value=chosen.path, label=label, interactive=True),
         views.chosen(chosen.image, chosen.caption),
     ]
 

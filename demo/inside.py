@@ -42,7 +42,7 @@ def recipes() -> list[str]:
 
 
 @lru_cache(maxsize=64)
-def look(name: str, length: int, block: str) -> Inside:
+def look(name: str, length: int | str, block: str) -> Inside:
     """Compute everything the tab shows.
 
     Args:
@@ -58,7 +58,7 @@ def look(name: str, length: int, block: str) -> Inside:
 
     try:
         values.one_of("recipe", tuple(recipes()))(name)
-        values.whole("length", MIN_LENGTH, MAX_LENGTH)(str(length))
+        length = values.whole("length", MIN_LENGTH, MAX_LENGTH)(str(length))
         values.one_of("block", BLOCKS)(block)
     except values.FlagError as error:
         raise UsageError(str(error)) from None

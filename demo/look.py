@@ -92,8 +92,14 @@ CSS = """
 #bl-edit { background: white; border: 1px solid var(--border-color-primary); border-radius: 16px;
   padding: 18px; }
 #bl-edit .block, #bl-edit .form { padding: 0; background: transparent; }
+.gradio-container .html-container, .gradio-container .gr-accordion { padding: 0; }
 #bl-gallery { padding: 0; }
-#bl-gallery .caption-label { font-size: 12px; white-space: normal; }
+#bl-gallery .thumbnail-item { aspect-ratio: 4 / 5; background: white; position: relative; }
+#bl-gallery .thumbnail-item img { height: auto; aspect-ratio: 1; object-fit: contain; }
+#bl-gallery .thumbnail-item .caption-label { left: 0; right: 0; bottom: 0; height: 20%;
+  max-width: none; padding: 1px 8px; border: 0; border-radius: 0; background: white;
+  display: -webkit-box; -webkit-box-orient: vertical; -webkit-line-clamp: 2; overflow: hidden;
+  font-size: 12px; line-height: 1.3; white-space: normal; color: #44403c; }
 .bl-chosen { display: flex; gap: 14px; align-items: center; font-size: 14px; }
 .bl-chosen img { width: 72px; height: 72px; border-radius: 10px; margin: 0;
   border: 1px solid var(--border-color-primary); background: white; }
