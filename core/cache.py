@@ -62,8 +62,10 @@ class CacheView:
         branches = key.shape[0] // cache.batch
         if self._fits_in_place(branches, count):
             # Free slots serve as scratch: no copy of the past, and a peek leaves `written` alone.
-            cache._stage(layer, length, key, value, None)
-            return cache._past(layer, length + count)
+            keys, values = cache.keys[layer], cache.values[layer]
+            keys.narrow(2, length, count).copy_(key)
+            values.narrow(2, length, count).copy_(value)
+            return keys.narrow(2, 0, length + count), values.narrow(2, 0, length + count)
         past_key, past_value = cache._past(layer, length)
         if self.keep is not None:
             cache._stage(layer, self.start, key[: cache.batch], value[: cache.batch], self.keep)
@@ -140,7 +142,12 @@ class KVCache:
 
     def _note(self, op: str, **what: Any) -> None:
         self.log.append(
-            {"op": op, **what, "written": self.written.tolist(), "committed": self.committed.tolist()}
+            {
+                "op": op,
+                **what,
+                "written": self.written.tolist(),
+                "committed": self.committed.tolist(),
+            }
         )
 
     def _past(self, layer: int, length: int) -> tuple[Tensor, Tensor]:
@@ -210,18 +217,28 @@ class KVCache:
         """
         if view.keep is None:
             return 0
-        kept = view.active.take(view.keep)
-        self._uniform = self._uniform and self.aligned and not kept.is_batched
-        if kept.document.ndim == 1:
-            kept = kept.expand(self.batch)
+        in_order = bool((view.keep[1:] > view.keep[:-1]).all())
+        everything = in_order and len(view.keep) == view.active.num_tokens
+        kept = view.active if everything else view.active.take(view.keep)
+        aligned = self.aligned
+        self._uniform = self._uniform and aligned and not kept.is_batched
+        if aligned:
+            start = int(self.written[0])
+            for name in ATTRIBUTES:
+                getattr(self.layout, name)[:, start : start + kept.num_tokens] = getattr(kept, name)
+        else:
+            self._scatter(kept if kept.is_batched else kept.expand(self.batch))
+        self.written = self.written + kept.num_tokens
+        self._note("write", tokens=kept.num_tokens, source=_first_row(kept.source))
+        return kept.num_tokens
+
+    def _scatter(self, kept: Layout) -> None:
+        """Store attributes behind each row's own `written`."""
         slots = self._slots(self.written, kept.num_tokens).to(kept.document.device)
         for name in ATTRIBUTES:
             target, source = getattr(self.layout, name), getattr(kept, name)
             index = slots[..., None].expand_as(source) if source.ndim == 3 else slots
             target.scatter_(1, index, source.to(target.dtype))
-        self.written = self.written + kept.num_tokens
-        self._note("write", tokens=kept.num_tokens, source=_first_row(kept.source))
-        return kept.num_tokens
 
     def commit(
         self, count: int | Tensor | None = None, *, copy: int | None = None,

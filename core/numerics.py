@@ -33,8 +33,10 @@ def row_stable_linear(
 ) -> Float[Tensor, "*rows out"]:
     """Apply a linear map so that one row's bits do not depend on the other rows.
 
-    Rows are padded with zeros to a multiple of eight only on a CPU and only while gradients are
-    off; anywhere else this is the plain linear map, since training needs no such promise.
+    Rows are padded to a multiple of eight only on a CPU and only while gradients are off;
+    anywhere else this is the plain linear map, since training needs no such promise. Items of one
+    row each, `[items, 1, features]`, take a kernel of their own: decoding token by token runs
+    nothing else, and it is bound by reading the weights.
 
     Args:
         x: Input rows, any leading axes.
@@ -44,13 +46,38 @@ def row_stable_linear(
     Returns:
         `x @ weight.T + bias` in the dtype of `x` (or of autocast).
     """
+    if torch.is_grad_enabled() or x.device.type != "cpu":
+        return functional.linear(x, weight, bias)
+    if x.ndim == 3 and x.shape[1] == 1 and x.shape[0]:
+        return _single_rows(x[:, 0], weight, bias)[:, None]
     num_rows = x.numel() // max(x.shape[-1], 1)
-    if torch.is_grad_enabled() or x.device.type != "cpu" or num_rows == 0:
+    if num_rows == 0:
         return functional.linear(x, weight, bias)
     rows = x.reshape(num_rows, x.shape[-1])
-    padded = functional.pad(rows, (0, 0, 0, -num_rows % ROW_MULTIPLE))
+    spare = -num_rows % ROW_MULTIPLE
+    padded = functional.pad(rows, (0, 0, 0, spare)) if spare else rows
     out = functional.linear(padded, weight, bias)[:num_rows]
     return out.reshape(*x.shape[:-1], weight.shape[0])
+
+
+def _single_rows(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """Multiply up to eight rows at a time from the right: weight @ rows.
+
+    With the wide matrix on the left the kernel streams it once at nearly the cost of one row, and
+    four columns give the same bits as eight. The number of rows alone picks the kernel, so this
+    path must not depend on it: longer batches run in pieces.
+    """
+    pieces = []
+    for rows in x.split(ROW_MULTIPLE) if len(x) > ROW_MULTIPLE else (x,):
+        count = len(rows)
+        width = ROW_MULTIPLE // 2 if count <= ROW_MULTIPLE // 2 else ROW_MULTIPLE
+        if count == 1:
+            rows = rows.expand(width, -1).contiguous()
+        elif count < width:
+            rows = functional.pad(rows, (0, 0, 0, width - count))
+        out = functional.linear(weight, rows).t()[:count]
+        pieces.append(out.contiguous() if bias is None else out + bias.to(out.dtype))
+    return pieces[0] if len(pieces) == 1 else torch.cat(pieces)
 
 
 class RowStableLinear(nn.Linear):

@@ -132,11 +132,13 @@ def _plan(model: GenerativeModel, span: tuple[int, int] | None, *, remember: boo
     if not remember:
         return build_plan(model.recipe, height, width, span=span)
     known = _PLANS.setdefault(model, {})
-    if span not in known:
+    plan = known.get(span)
+    if plan is None:
+        plan = build_plan(model.recipe, height, width, span=span)
         if span is not None:
-            known.clear()  # one user's span; the next one is another
-        known[span] = build_plan(model.recipe, height, width, span=span)
-    return known[span]
+            known.clear()  # one user's span; the next request brings another
+        known[span] = plan
+    return plan
 
 
 def _uncond(model: GenerativeModel, request: Request, items: int) -> PreparedPrompt:

@@ -141,6 +141,16 @@ def add_gated(x: Tensor, out: Tensor, parts: Parts, *, gate: int) -> Tensor:
     return torch.cat(pieces, 1)
 
 
+def split_heads(x: Float[Tensor, "b n c"], head_dim: int) -> Float[Tensor, "b h n d"]:
+    """Cut the channels into heads (a plain view: decoding one token, einops costs a kernel's time)."""
+    return x.unflatten(-1, (-1, head_dim)).transpose(1, 2)
+
+
+def join_heads(x: Float[Tensor, "b h n d"]) -> Float[Tensor, "b n c"]:
+    """Put the heads back side by side."""
+    return x.transpose(1, 2).flatten(2)
+
+
 class SelfAttention(nn.Module):
     """Grouped-query attention with RMS-normalised queries and keys."""
 
@@ -156,7 +166,7 @@ class SelfAttention(nn.Module):
         self, x: Tensor, layer: int, angles: Angles, lowered: Lowered, view: CacheView | None
     ) -> Tensor:
         """Attend from the active rows to the cached and active rows."""
-        heads = rearrange(self.to_qkv(x), "b n (h d) -> b h n d", d=self.head_dim)
+        heads = split_heads(self.to_qkv(x), self.head_dim)
         both, value = heads.split((self.heads + self.kv_heads, self.kv_heads), dim=1)
         both = rms_norm(both)
         if view is None or view.cache.rotated:
@@ -171,7 +181,7 @@ class SelfAttention(nn.Module):
             key = rotate(key, angles.keys)
         query = query * self.temperature.to(query.dtype)
         out = attend(query, key.to(query.dtype), value.to(query.dtype), lowered)
-        return self.to_out(rearrange(out, "b h n d -> b n (h d)"))
+        return self.to_out(join_heads(out))
 
 
 class CrossAttention(nn.Module):
