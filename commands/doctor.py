@@ -9,6 +9,7 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from importlib import metadata, util
 from pathlib import Path
+from typing import Any
 
 from ..core.errors import BlockloomError
 from ..core.messages import one_line
@@ -127,10 +128,10 @@ def _compute() -> list[Check]:
     return checks
 
 
-def _matmul_seconds(dtype: object) -> float:
+def _matmul_seconds(dtype: Any) -> float:
     import torch
 
-    matrix = torch.ones(512, 512, dtype=dtype)  # type: ignore[arg-type]
+    matrix = torch.ones(512, 512, dtype=dtype)
     times = []
     for _ in range(5):
         start = time.perf_counter()
