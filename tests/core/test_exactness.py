@@ -11,7 +11,7 @@ TABLE = "{C->C: LE(block), N->C: LT(block), N->N: EQ(block)}"
 
 
 def bad(name, *overrides):
-    with pytest.raises(ModelError, match="cache.exact = true is disproved") as caught:
+    with pytest.raises(ModelError, match=r"cache\.exact = true is disproved") as caught:
         load_recipe(name, list(overrides))
     return str(caught.value)
 
@@ -50,7 +50,7 @@ def test_windows_must_be_trained_with():
     assert load_recipe("acdit", ["cache.window=2", "cache.sink=1"]).cache.exact
     assert load_recipe("llamagen", ["cache.window=3"]).cache.exact
     assert "evicted" in bad("llamagen", "mask={C->C: LE(order)}", "cache.window=3")
-    with pytest.raises(ModelError, match="leave cache.window out"):
+    with pytest.raises(ModelError, match=r"leave cache\.window out"):
         load_recipe("acdit", ["mask=nbdiff", "cache.window=2"])
 
 
