@@ -75,8 +75,9 @@ def _single_rows(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
             rows = rows.expand(width, -1).contiguous()
         elif count < width:
             rows = functional.pad(rows, (0, 0, 0, width - count))
-        out = functional.linear(weight, rows).t()[:count]
-        pieces.append(out.contiguous() if bias is None else out + bias.to(out.dtype))
+        # Contiguous, or later elementwise kernels would take their scalar loop, with other bits.
+        out = functional.linear(weight, rows).t()[:count].contiguous()
+        pieces.append(out if bias is None else out + bias.to(out.dtype))
     return pieces[0] if len(pieces) == 1 else torch.cat(pieces)
 
 

@@ -39,6 +39,7 @@ from .layers import (
     rms_norm,
     row_runs,
 )
+from .single_row import fits_single_row, run_single_rows
 from .text import spread_prompts
 
 
@@ -288,11 +289,18 @@ class BlockTransformer(ModelMixin, ConfigMixin):
             x = x + torch.where((layout.copy == Copy.NOISY)[..., None], told, 0.0)
         rows = self._context(layout, level, prompt, view, x.dtype)
         lowered = NoMask(layout.num_tokens**2) if lowered is None else lowered
+        if view is not None and fits_single_row(self.layers, x, rows, lowered, view):
+            x = run_single_rows(self.layers, x, rows, view)
+            return self._finish(x, rows)
         for index, layer in enumerate(self.layers):
             if self.gradient_checkpointing and self.training:
                 x = checkpoint(layer, x, index, rows, lowered, view, use_reentrant=False)
             else:
                 x = layer(x, index, rows, lowered, view)
+        return self._finish(x, rows)
+
+    def _finish(self, x: Tensor, rows: RowContext) -> Tensor:
+        """Normalise and modulate the output of the last layer."""
         final = [(start, stop, told.final) for start, stop, told in rows.segments]
         return modulate(rms_norm(x), final, shift=0, scale=1)
 

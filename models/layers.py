@@ -104,7 +104,7 @@ class Told:
     copy: int
     modulation: Tensor
     final: Vectors
-    layers: dict[int, Vectors] = field(default_factory=dict)
+    layers: dict[int | tuple[int, int], Vectors] = field(default_factory=dict)
 
 
 Parts = list[tuple[int, int, Vectors]]
@@ -142,7 +142,7 @@ def add_gated(x: Tensor, out: Tensor, parts: Parts, *, gate: int) -> Tensor:
 
 
 def split_heads(x: Float[Tensor, "b n c"], head_dim: int) -> Float[Tensor, "b h n d"]:
-    """Cut the channels into heads (a plain view: decoding one token, einops costs a kernel's time)."""
+    """Cut the channels into heads; a plain view, because einops costs as much as a kernel here."""
     return x.unflatten(-1, (-1, head_dim)).transpose(1, 2)
 
 
@@ -246,7 +246,7 @@ class Layer(nn.Module):
         self, x: Tensor, layer: int, rows: RowContext, lowered: Lowered, view: CacheView | None
     ) -> Tensor:
         """Run attention, optional cross-attention and the MLP."""
-        parts = [(a, b, self._vectors(layer, told)) for a, b, told in rows.segments]
+        parts = [(a, b, self.vectors(layer, told)) for a, b, told in rows.segments]
         normed = modulate(rms_norm(x), parts, shift=0, scale=1)
         x = add_gated(x, self.attention(normed, layer, rows.angles, lowered, view), parts, gate=2)
         if self.cross is not None and rows.cross is not None:
@@ -255,7 +255,7 @@ class Layer(nn.Module):
         normed = modulate(rms_norm(x), parts, shift=3, scale=4)
         return add_gated(x, self.mlp(normed), parts, gate=5)
 
-    def _vectors(self, layer: int, told: Told) -> Vectors:
+    def vectors(self, layer: int, told: Told) -> Vectors:
         """Vectors of this layer for rows of one kind; kept while gradients are off."""
         if layer in told.layers:
             return told.layers[layer]

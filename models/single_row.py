@@ -1,0 +1,128 @@
+"""The layers of the backbone for one new row per item: decoding token by token on a CPU.
+
+There the arithmetic is small and the calls around it are not, so this path keeps a batch of rows
+two-dimensional and padded to the four or eight columns the kernel of `row_stable_linear` wants
+anyway, and calls no modules. It does what `Layer.forward` does and nothing else.
+
+Invariant: the same bits as the layers called one by one (its slow twin), for every batch size.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.nn import functional
+
+from ..core.attention import Lowered, NoMask
+from ..core.cache import CacheView
+from ..core.numerics import ROW_MULTIPLE, RowStableLinear
+from .layers import Layer, RowContext, Told, Vectors, rms_norm
+
+
+def fits_single_row(
+    layers: Sequence[nn.Module], x: Tensor, rows: RowContext, lowered: Lowered,
+    view: CacheView | None,
+) -> bool:  # fmt: skip
+    """Say whether a pass is one this path covers: one row per item, all of the past visible.
+
+    Replaced or quantised linear maps (adapters) go through the modules.
+    """
+    return (
+        not torch.is_grad_enabled()
+        and x.device.type == "cpu"
+        and x.shape[1] == 1
+        and 0 < x.shape[0] <= ROW_MULTIPLE
+        and isinstance(lowered, NoMask)
+        and view is not None
+        and view.cache.rotated
+        and view.cache.keys[0].dtype == x.dtype
+        and rows.cross is None
+        and not torch.is_autocast_enabled("cpu")
+        and all(_is_plain(layer) for layer in layers)
+    )
+
+
+def _is_plain(layer: nn.Module) -> bool:
+    if type(layer) is not Layer or layer.training:
+        return False
+    attention, mlp = layer.attention, layer.mlp
+    maps = (attention.to_qkv, attention.to_out, mlp.to_gate_value, mlp.to_out)
+    hooked = attention._forward_hooks or mlp._forward_hooks or layer._forward_hooks
+    return not hooked and all(type(linear) is RowStableLinear for linear in maps)
+
+
+def run_single_rows(
+    layers: Sequence[nn.Module], x: Float[Tensor, "b 1 d"], rows: RowContext, view: CacheView
+) -> Float[Tensor, "b 1 d"]:
+    """Run all layers on one row per item.
+
+    Args:
+        layers: The backbone's layers, for which `fits_single_row` holds.
+        x: Input rows.
+        rows: Facts of the pass.
+        view: Open pass of a cache with rotated keys.
+
+    Returns:
+        Output rows.
+    """
+    batch = x.shape[0]
+    told = rows.segments[0][2]
+    x = _widen(x[:, 0])
+    for index, layer in enumerate(layers):
+        shift, scale, gate, mlp_shift, mlp_scale, mlp_gate = _wide_vectors(layer, index, told, x)
+        normed = torch.addcmul(shift, rms_norm(x), scale)
+        seen = _attend(layer.attention, index, normed, batch, rows.angles.active, view)
+        x = torch.addcmul(x, seen, gate)
+        normed = torch.addcmul(mlp_shift, rms_norm(x), mlp_scale)
+        # The product is [channels, rows]: gate and value are its halves without a copy.
+        opened, value = functional.linear(layer.mlp.to_gate_value.weight, normed).chunk(2)
+        inner = (functional.silu(opened) * value).t().contiguous()
+        out = functional.linear(layer.mlp.to_out.weight, inner).t().contiguous()
+        x = torch.addcmul(x, out, mlp_gate)
+    return x[:batch, None]
+
+
+def _attend(
+    attention: nn.Module, index: int, x: Tensor, batch: int, angles: tuple[Tensor, Tensor],
+    view: CacheView,
+) -> Tensor:  # fmt: skip
+    """Attention of one row per item; `SelfAttention.forward` with rotated keys."""
+    heads, both_heads = attention.heads, attention.heads + attention.kv_heads
+    product = functional.linear(attention.to_qkv.weight, x).t()[:batch].contiguous()
+    product = product.view(batch, -1, 1, attention.head_dim)
+    both = rms_norm(product[:, :both_heads])
+    cos, sin = angles
+    first, second = both.chunk(2, dim=-1)
+    both = torch.cat(
+        (
+            torch.addcmul(first * cos, second, sin, value=-1),
+            torch.addcmul(second * cos, first, sin),
+        ),
+        dim=-1,
+    )
+    query = both[:, :heads] * attention.temperature
+    key, value = view.extend(index, both[:, heads:], product[:, both_heads:])
+    grouped = heads != attention.kv_heads
+    out = functional.scaled_dot_product_attention(query, key, value, enable_gqa=grouped)
+    return functional.linear(attention.to_out.weight, _widen(out.flatten(1))).t().contiguous()
+
+
+def _widen(x: Float[Tensor, "b d"]) -> Float[Tensor, "wide d"]:
+    """Pad rows to four or eight, as `row_stable_linear` does for single rows."""
+    batch = x.shape[0]
+    width = ROW_MULTIPLE // 2 if batch <= ROW_MULTIPLE // 2 else ROW_MULTIPLE
+    if batch == 1:
+        return x.expand(width, -1).contiguous()
+    return x.contiguous() if batch == width else functional.pad(x, (0, 0, 0, width - batch))
+
+
+def _wide_vectors(layer: Layer, index: int, told: Told, x: Tensor) -> Vectors:
+    """Modulation vectors of one layer as [1 or wide, dim], remembered beside the plain ones."""
+    key = (index, x.shape[0])
+    known = told.layers.get(key)
+    if known is None:
+        plain = layer.vectors(index, told)
+        known = tuple(v[:, 0] if len(v) == 1 else _widen(v[:, 0]) for v in plain)
+        told.layers[key] = known
+    return known
