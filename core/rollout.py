@@ -295,6 +295,8 @@ class Rollout:
 
     def _rank(self, source: Tensor, streams: Sequence[torch.Generator]) -> Tensor | None:
         plan = self.plan
+        if len(source) == 1:  # nothing to order
+            return torch.zeros(len(streams), 1, device=self.values.device)
         cells = plan.num_slots == plan.height * plan.width
         height, width = (plan.height, plan.width) if cells else (1, plan.num_slots)
         rank = self.scheduler.make_rank(height, width, streams, device=self.values.device)

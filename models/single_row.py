@@ -8,6 +8,7 @@ Invariant: the same bits as the layers called one by one (its slow twin), for ev
 """
 
 from collections.abc import Sequence
+from weakref import WeakKeyDictionary
 
 import torch
 from jaxtyping import Float
@@ -15,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from ..core.attention import Lowered, NoMask
-from ..core.cache import CacheView
+from ..core.cache import CacheView, KVCache
 from ..core.numerics import ROW_MULTIPLE, RowStableLinear
 from .layers import Layer, RowContext, Told, Vectors, rms_norm
 
@@ -39,8 +40,18 @@ def fits_single_row(
         and view.cache.keys[0].dtype == x.dtype
         and rows.cross is None
         and not torch.is_autocast_enabled("cpu")
-        and all(_is_plain(layer) for layer in layers)
+        and _all_plain(layers, view.cache)
     )
+
+
+_PLAIN: WeakKeyDictionary[KVCache, bool] = WeakKeyDictionary()
+
+
+def _all_plain(layers: Sequence[nn.Module], cache: KVCache) -> bool:
+    """Look at the modules once per rollout."""
+    if cache not in _PLAIN:
+        _PLAIN[cache] = all(_is_plain(layer) for layer in layers)
+    return _PLAIN[cache]
 
 
 def _is_plain(layer: nn.Module) -> bool:
