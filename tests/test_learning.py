@@ -1,0 +1,37 @@
+"""Every recipe learns: the run its file describes is repeated and beats its baseline.
+
+Short runs of three kinds of recipe stand in for all of them in the default suite.
+"""
+
+import pytest
+
+from blockloom.core.recipe import list_recipes, load_recipe
+from blockloom.training.learning import learning_check
+
+# Other processors round differently, and a run of seconds amplifies it.
+SLACK = 0.15
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", list_recipes("image"))
+def test_the_recipe_reaches_what_its_file_says(name: str) -> None:
+    recipe = load_recipe(name)
+    learns = recipe.learns
+    assert learns is not None and learns.budget.startswith(f"{recipe.train.steps} steps")
+    report = learning_check(recipe)
+    gain = learns.baseline - learns.value
+    assert report.baseline == pytest.approx(learns.baseline, abs=0.05 * abs(gain))
+    assert report.value < learns.value + SLACK * gain
+
+
+@pytest.mark.parametrize("name", list_recipes("image"))
+def test_the_stated_value_beats_the_stated_baseline_clearly(name: str) -> None:
+    learns = load_recipe(name).learns
+    assert learns is not None
+    assert learns.baseline - learns.value > 0.15 * abs(learns.baseline)
+
+
+@pytest.mark.parametrize(("name", "gain"), [("llamagen", 0.4), ("maskgit", 0.2), ("givt", 0.0)])
+def test_a_shorter_run_already_beats_the_baseline(name: str, gain: float) -> None:
+    report = learning_check(load_recipe(name), 40, pictures=0)
+    assert report.baseline - report.value > gain
