@@ -10,6 +10,7 @@ import tempfile
 import threading
 from collections.abc import Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # read when gradio is imported
@@ -55,89 +56,101 @@ def build(shelf: Shelf) -> gr.Blocks:
 
 def _image_tab(does: handlers.Handlers, shelf: Shelf) -> None:
     session = gr.State(Session(), delete_callback=Session.clear)
-    names = shelf.names
-    steps, guidance = does.recipe_defaults(names[0]) if names else (8, 1.0)
     with gr.Row(equal_height=False):
         with gr.Column(scale=5, min_width=320):
-            prompt = gr.Textbox(
-                label="What to draw", placeholder=wishes.EXAMPLES[0][0], lines=1, max_lines=1,
-                max_length=2000, autofocus=True, elem_id="bl-prompt",
-            )  # fmt: skip
-            with gr.Row():
-                style = gr.Dropdown(
-                    list(wishes.STYLES), value=wishes.STYLES[0], label="Style", min_width=130,
-                    elem_id="bl-style",
-                )  # fmt: skip
-                seed = gr.Textbox(
-                    label="Seed", placeholder="random", max_length=20, min_width=110,
-                    elem_id="bl-seed",
-                )  # fmt: skip
-                dice = gr.Button("🎲", elem_id="bl-dice", scale=0)
-            with gr.Row():
-                draw = gr.Button(
-                    "Draw", variant="primary", interactive=bool(names), elem_id="bl-draw"
-                )
-                stop = gr.Button("Stop", elem_id="bl-stop")
-            with gr.Row(elem_classes="bl-examples"):
-                examples = [
-                    (gr.Button(f"{words}, {kind}", size="sm", min_width=90), words, kind)
-                    for words, kind in wishes.EXAMPLES
-                ]
-            with gr.Accordion("More settings", open=False):
-                number = gr.Slider(1, wishes.MAX_PICTURES, 1, step=1, label="Pictures")
-                rows = gr.Slider(1, wishes.MAX_STEPS, steps, step=1, label="Steps per block")
-                weight = gr.Slider(
-                    0, wishes.MAX_GUIDANCE, guidance, step=0.1,
-                    label="Guidance: how strictly to follow the words; 1 is off",
-                )  # fmt: skip
-                model = gr.Dropdown(
-                    [(shelf.label(name), name) for name in names],
-                    value=names[0] if names else None, label="Model and its recipe",
-                    elem_id="bl-model",
-                )  # fmt: skip
+            box = _wish_boxes(does, shelf)
         with gr.Column(scale=5, min_width=320):
-            idle = views.placeholder("idle", handlers.IDLE if names else "")
-            canvas = gr.HTML(idle, elem_id="bl-canvas")
-    with gr.Row(equal_height=False, visible=False) as results:
-        with gr.Column(scale=6, min_width=320):
-            gr.HTML("<h3>Your pictures, newest first</h3>", elem_classes="bl-heading")
-            gallery = gr.Gallery(
-                label="Your pictures", show_label=False, columns=3, fit_columns=False,
-                object_fit="contain", height=420, format="png", interactive=False,
-                buttons=["download", "fullscreen"],
-                elem_id="bl-gallery",
-            )  # fmt: skip
-        with gr.Column(scale=4, min_width=280, elem_id="bl-edit"):
-            gr.HTML("<h3>Save or redraw</h3>", elem_classes="bl-heading")
-            chosen = gr.HTML(elem_id="bl-chosen")
-            download = gr.DownloadButton(handlers.SAVE, interactive=False, elem_id="bl-download")
-            region = gr.Radio(
-                ["left", "right", "top", "bottom"], value="right",
-                label="Half to redraw from the words above",
-                elem_id="bl-region",
-            )  # fmt: skip
-            edit = gr.Button("Redraw", interactive=bool(names), elem_id="bl-redraw")
+            idle = views.placeholder("idle", handlers.IDLE if shelf.names else "")
+            box.canvas = gr.HTML(idle, elem_id="bl-canvas")
+    with gr.Row(equal_height=False, visible=False) as box.results:
+        _result_boxes(box)
+    _connect(does, session, box)
+
+
+def _wish_boxes(does: handlers.Handlers, shelf: Shelf) -> SimpleNamespace:
+    """Lay out what a visitor fills in."""
+    box, names = SimpleNamespace(), shelf.names
+    steps, guidance = does.recipe_defaults(names[0]) if names else (8, 1.0)
+    box.prompt = gr.Textbox(
+        label="What to draw", placeholder=wishes.EXAMPLES[0][0], lines=1, max_lines=1,
+        max_length=2000, autofocus=True, elem_id="bl-prompt",
+    )  # fmt: skip
+    with gr.Row():
+        box.style = gr.Dropdown(
+            list(wishes.STYLES), value=wishes.STYLES[0], label="Style", min_width=130,
+            elem_id="bl-style",
+        )  # fmt: skip
+        box.seed = gr.Textbox(
+            label="Seed", placeholder="random", max_length=20, min_width=110, elem_id="bl-seed"
+        )
+        box.dice = gr.Button("🎲", elem_id="bl-dice", scale=0)
+    with gr.Row():
+        can_draw = bool(names)
+        box.draw = gr.Button("Draw", variant="primary", interactive=can_draw, elem_id="bl-draw")
+        box.stop = gr.Button("Stop", elem_id="bl-stop")
+    with gr.Row(elem_classes="bl-examples"):
+        box.examples = [
+            (gr.Button(f"{words}, {kind}", size="sm", interactive=can_draw), words, kind)
+            for words, kind in wishes.EXAMPLES
+        ]
+    with gr.Accordion("More settings", open=False):
+        box.number = gr.Slider(1, wishes.MAX_PICTURES, 1, step=1, label="Pictures")
+        box.rows = gr.Slider(1, wishes.MAX_STEPS, steps, step=1, label="Steps per block")
+        box.weight = gr.Slider(
+            0, wishes.MAX_GUIDANCE, guidance, step=0.1,
+            label="Guidance: how strictly to follow the words; 1 is off",
+        )  # fmt: skip
+        box.model = gr.Dropdown(
+            [(shelf.label(name), name) for name in names], value=names[0] if names else None,
+            label="Model and its recipe", elem_id="bl-model",
+        )  # fmt: skip
+    return box
+
+
+def _result_boxes(box: SimpleNamespace) -> None:
+    """Lay out the gallery and what can be done with a picture of it."""
+    with gr.Column(scale=6, min_width=320):
+        gr.HTML("<h3>Your pictures, newest first</h3>", elem_classes="bl-heading")
+        box.gallery = gr.Gallery(
+            label="Your pictures", show_label=False, columns=3, fit_columns=False,
+            object_fit="contain", height=420, format="png", interactive=False,
+            buttons=["download", "fullscreen"], elem_id="bl-gallery",
+        )  # fmt: skip
+    with gr.Column(scale=4, min_width=280, elem_id="bl-edit"):
+        gr.HTML("<h3>Save or redraw</h3>", elem_classes="bl-heading")
+        box.chosen = gr.HTML(elem_id="bl-chosen")
+        box.download = gr.DownloadButton(handlers.SAVE, interactive=False, elem_id="bl-download")
+        box.region = gr.Radio(
+            ["left", "right", "top", "bottom"], value="right",
+            label="Half to redraw from the words above", elem_id="bl-region",
+        )  # fmt: skip
+        box.redraw = gr.Button("Redraw", elem_id="bl-redraw")
+
+
+def _connect(does: handlers.Handlers, session: gr.State, box: SimpleNamespace) -> None:
+    """Say what happens on every click."""
     run = gr.Number(visible=False, precision=0)
-    shown, waits = [canvas, results, gallery, download, chosen], [canvas, run]
-    wish = [session, run, prompt, style, seed, number, rows, weight, model]
-    change = [session, run, prompt, style, seed, region, rows, weight, model]
+    waits = [box.canvas, run]
+    shown = [box.canvas, box.results, box.gallery, box.download, box.chosen]
+    settings = [box.rows, box.weight, box.model]
+    wish = [session, run, box.prompt, box.style, box.seed, box.number, *settings]
+    change = [session, run, box.prompt, box.style, box.seed, box.region, *settings]
     quiet: dict[str, Any] = {"show_progress": "hidden"}
     hidden = quiet | {"api_visibility": "private", "queue": False}
-
-    gr.on([prompt.submit, draw.click], does.ask, session, waits, **hidden).then(
+    gr.on([box.prompt.submit, box.draw.click], does.ask, session, waits, **hidden).then(
         does.draw, wish, shown, api_name="draw", **quiet, **TURN
     )
-    edit.click(does.ask, session, waits, **hidden).then(
+    box.redraw.click(does.ask, session, waits, **hidden).then(
         does.redraw, change, shown, api_name="redraw", **quiet, **TURN
     )
-    for button, words, kind in examples:
-        button.click(lambda w=words, k=kind: (w, k), None, [prompt, style], **hidden).then(
+    for button, words, kind in box.examples:
+        button.click(lambda w=words, k=kind: (w, k), None, [box.prompt, box.style], **hidden).then(
             does.ask, session, waits, **hidden
         ).then(does.draw, wish, shown, api_visibility="private", **quiet, **TURN)
-    stop.click(does.stop, session, None, **hidden)
-    dice.click(wishes.new_seed, None, seed, **hidden)
-    model.input(does.recipe_defaults, model, [rows, weight], **hidden)
-    gallery.select(does.choose, session, [download, chosen], **hidden)
+    box.stop.click(does.stop, session, None, **hidden)
+    box.dice.click(wishes.new_seed, None, box.seed, **hidden)
+    box.model.input(does.recipe_defaults, box.model, [box.rows, box.weight], **hidden)
+    box.gallery.select(does.choose, session, [box.download, box.chosen], **hidden)
 
 
 def _inside_tab(does: handlers.Handlers, page: gr.Blocks) -> None:

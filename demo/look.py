@@ -89,13 +89,14 @@ CSS = """
   padding: 4px 13px; border-radius: 999px; font-weight: 400; font-size: 13px; color: #44403c; }
 .gradio-container .form { background: transparent; border: 0; box-shadow: none; gap: 14px; }
 .gradio-container .form .block, .gradio-container .form > * { padding-left: 0; padding-right: 0; }
-#bl-edit { background: white; border: 1px solid var(--border-color-primary); border-radius: 16px;
-  padding: 18px; }
+#bl-edit { background: var(--input-background-fill); padding: 18px; border-radius: 16px;
+  border: 1px solid var(--border-color-primary); }
 #bl-edit .block, #bl-edit .form { padding: 0; background: transparent; }
 .gradio-container .html-container, .gradio-container .gr-accordion { padding: 0; }
 #bl-gallery { padding: 0; }
 #bl-gallery .thumbnail-item { aspect-ratio: 4 / 5; background: white; position: relative; }
-#bl-gallery .thumbnail-item img { height: auto; aspect-ratio: 1; object-fit: contain; }
+#bl-gallery .thumbnail-item img { position: absolute; top: 0; left: 0; height: auto;
+  aspect-ratio: 1; object-fit: contain; }
 #bl-gallery .thumbnail-item .caption-label { left: 0; right: 0; bottom: 0; height: 20%;
   max-width: none; padding: 1px 8px; border: 0; border-radius: 0; background: white;
   display: -webkit-box; -webkit-box-orient: vertical; -webkit-line-clamp: 2; overflow: hidden;
