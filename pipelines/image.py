@@ -24,6 +24,7 @@ from ..models.generator import GenerativeModel
 
 # diffusers loads a component only from a module that is already imported.
 from ..tokenizers import build as _tokenizer_classes  # noqa: F401
+from .guard import check_configs
 from .params import model_folder
 
 MAX_PROMPT = 100_000
@@ -87,13 +88,14 @@ class ImagePipeline(DiffusionPipeline):
             ModelError: no such model, or a folder that holds anything but safetensors weights.
         """
         folder = model_folder(str(pretrained_model_name_or_path))
+        check_configs(folder)
         kwargs.setdefault("local_files_only", True)
         kwargs["use_safetensors"] = True
         # Weights are stored in half precision; computing in it on a CPU is slow and inexact.
         kwargs.setdefault("dtype", torch.float32)
         pipe = super().from_pretrained(folder, **kwargs)
-        pipe.model.eval()
-        pipe.tokenizer.eval()
+        for part in (pipe.model, pipe.tokenizer):
+            own_memory(part).eval()
         return pipe
 
     @property
@@ -374,6 +376,17 @@ _GIVEN = (
     "num_images_per_prompt", "generator", "latents", "temperature", "top_k", "top_p", "seed",
     "image", "keep", "use_cache",
 )  # fmt: skip
+
+
+def own_memory(module: torch.nn.Module) -> torch.nn.Module:
+    """Move weights out of the memory-mapped file, in place.
+
+    Mapped tensors start at any byte, and kernels that prefer aligned memory then differ in the
+    last bits from the same weights elsewhere.
+    """
+    for tensor in (*module.parameters(), *module.buffers()):
+        tensor.data = tensor.data.clone()
+    return module
 
 
 def _shown(event: Event) -> Tensor:
