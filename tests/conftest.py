@@ -115,9 +115,11 @@ class TinyModels:
             data = recipe.model_dump(mode="json")
             model = GenerativeModel(data, self.height, self.width, **kind)
             with torch.no_grad():
-                for parameter in model.parameters():
+                for part, parameter in model.named_parameters():
                     if not bool(parameter.any()) or parameter.ndim == 3:
-                        parameter.add_(torch.randn_like(parameter) * std)
+                        # Prompt vectors are wide: modulations start gently, as after training.
+                        gentle = 0.1 if "to_modulation" in part or "to_final" in part else 1.0
+                        parameter.add_(torch.randn_like(parameter) * std * gentle)
         for module in model.modules():  # `model.to` warns about types it would keep
             for parameter in module.parameters(recurse=False):
                 parameter.data = parameter.data.to(dtype or torch.float32)

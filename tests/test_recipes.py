@@ -154,7 +154,7 @@ def draw(model, prompts, seeds, **settings):
 @pytest.mark.parametrize("guidance_scale", [1.0, 2.5], ids=["plain", "guided"])
 @pytest.mark.parametrize("name", RECIPES)
 def test_five_together_are_five_alone_bit_for_bit(tiny, name, guidance_scale):
-    model = tiny.model(name, std=0.3)
+    model = tiny.model(name)
     together = draw(model, PROMPTS, range(5), guidance_scale=guidance_scale)
     for item in range(5):
         alone = draw(model, PROMPTS[item : item + 1], [item], guidance_scale=guidance_scale)
@@ -203,7 +203,7 @@ from blockloom.core.sampling import item_generator
 from blockloom.core.rollout import run
 from blockloom.models.generate import Request, start
 for name in sys.argv[2:]:
-    model = shared.TinyModels().model(name, std=0.3)
+    model = shared.TinyModels().model(name)
     request = Request(["a red cat"], [item_generator(3, 0)], num_steps=3, guidance_scale=2.0)
     with torch.no_grad():
         values, _ = run(start(model, request))
@@ -218,7 +218,7 @@ def test_the_same_seed_in_another_process_is_bit_equal(tiny):
     for name in RECIPES:
         request = Request(["a red cat"], [item_generator(3, 0)], num_steps=3, guidance_scale=2.0)
         with torch.no_grad():
-            values, _ = run(start(tiny.model(name, std=0.3), request))
+            values, _ = run(start(tiny.model(name), request))
         here.append(hashlib.sha256(values.numpy().tobytes()).hexdigest())
     assert done.stdout.split() == here and len(set(here)) == len(RECIPES)
 

@@ -124,10 +124,11 @@ def test_interrupt_within_one_row_keeps_finished_work(pipe_for, name):
     assert 0 < rows[-1] < 16
     done = rows[-1]  # blocks are in raster order
     assert torch.equal(output.tokens[0, : done - done % 4], full.tokens[0, : done - done % 4])
-    count = 0
-    for event in pipe.stream("cat", **settings, preview=False, should_stop=lambda: count >= 3):
-        count += event.kind == "row"
-    assert count == 3 and event.kind == "done" and not event.data["is_complete"]
+    seen: list[str] = []
+    stop_early = {"preview": False, "should_stop": lambda: seen.count("row") >= 3}
+    for event in pipe.stream("cat", **settings, **stop_early):
+        seen.append(event.kind)
+    assert seen.count("row") == 3 and event.kind == "done" and not event.data["is_complete"]
     assert event.data["images"][0].size == (16, 16)
 
 

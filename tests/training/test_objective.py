@@ -1,4 +1,4 @@
-"""The model stage: what each recipe hides or noises, which rows carry the loss, and that it learns."""
+"""The model stage: what each recipe hides or noises, which rows carry the loss, that it learns."""
 
 import pytest
 import torch
@@ -71,7 +71,7 @@ def test_a_few_steps_lower_the_loss(tiny, name):
 )
 def test_masked_rows_are_noisy_rows_and_carry_the_loss(tiny, name):
     stage = stage_of(tiny, name)
-    plan, layout, batch = corrupted(stage)
+    _plan, layout, batch = corrupted(stage)
     assert torch.equal(layout.copy[batch.loss_rows], torch.ones_like(batch.loss_rows))
     assert not bool(batch.is_masked[:, layout.copy == 0].any())
     hidden = batch.is_masked[:, batch.loss_rows]
@@ -84,7 +84,7 @@ def test_masked_rows_are_noisy_rows_and_carry_the_loss(tiny, name):
 
 def test_block_recipes_draw_one_ratio_per_block(tiny):
     stage = stage_of(tiny, "image/block_masked", items=64)
-    plan, layout, batch = corrupted(stage, items=64)
+    _plan, _layout, batch = corrupted(stage, items=64)
     counts = batch.is_masked[:, batch.loss_rows].view(64, 4, 4).sum(-1)
     assert int(counts.min()) >= 1 and len(counts[:, 0].unique()) > 1
     assert not torch.equal(counts[:, 0], counts[:, 1])
@@ -132,7 +132,7 @@ def test_cm3_spells_captions_and_moves_a_span(tiny):
     assert torch.equal(stage.values[:, :5, 0], caption_codes(CAPTIONS, 5, tiny.codes))
     moved = 0
     for seed in range(6):
-        plan, layout, batch = corrupted(stage, seed)
+        plan, _layout, batch = corrupted(stage, seed)
         assert torch.equal(batch.target, stage.values[:, plan.content.source])
         assert bool((batch.weight == 1).all())
         moved += plan.content.source.tolist() != sorted(plan.content.source.tolist())
