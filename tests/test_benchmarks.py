@@ -1,0 +1,89 @@
+"""Every benchmark runs at tiny sizes and its two sides agree; no test looks at a clock."""
+
+import importlib
+import json
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+import torch
+
+FOLDER = Path(__file__).resolve().parents[1] / "benchmarks"
+CPU = torch.device("cpu")
+TINY = {"dim": 32, "layers": 2, "heads": 2, "codes": 11, "repeats": 1}
+
+pytestmark = [
+    pytest.mark.skipif(not FOLDER.is_dir(), reason="the wheel does not ship the benchmarks"),
+    pytest.mark.filterwarnings("ignore::DeprecationWarning:transformers"),
+]
+
+
+@pytest.fixture(scope="module")
+def bench() -> Iterator[ModuleType]:
+    """The modules of the benchmarks folder, as its script imports them."""
+    before = set(sys.modules)
+    sys.path.insert(0, str(FOLDER))
+    try:
+        yield importlib.import_module("run")
+    finally:
+        sys.path.remove(str(FOLDER))
+        for name in ("run", "common"):
+            if name not in before:
+                sys.modules.pop(name, None)
+
+
+def test_block_rollout_agrees_with_its_recompute(bench: ModuleType) -> None:
+    (row,) = bench.b1_blocks.run(CPU, **TINY, tokens=4, blocks=3, steps=2)
+    assert row.shape["blocks"] == 3 and row.ratio > 0 and row.pass_line == 5.1
+
+
+def test_autoregressive_decode_has_two_peers(bench: ModuleType) -> None:
+    rows = bench.b4_autoregressive.run(CPU, **TINY, height=2, width=3)
+    assert [row.name for row in rows][-2:] == ["B4-step", "B4-transformers"]
+    assert {row.shape["tokens"] for row in rows} == {6}
+
+
+def test_masked_decode_is_repeatable(bench: ModuleType) -> None:
+    (row,) = bench.b5_masked.run(CPU, **TINY, height=2, width=3, steps=2)
+    assert row.shape["steps"] == 2 and row.pass_line == 8.0
+
+
+def test_cache_growth_states_slope_and_closed_form(bench: ModuleType) -> None:
+    rows = bench.p4_cache.run(CPU, **TINY, tokens=4, blocks=(2, 4), steps=2)
+    assert rows[0].notes == {
+        "closed_form_linear": pytest.approx(1.0),
+        "closed_form_attention": pytest.approx(10 / 9),
+    }
+    assert rows[1].pass_line == pytest.approx(0.75 * 2 * 5 / 6)
+    assert 1.0 < rows[1].notes["slope_predicted"] < 2.0
+
+
+def test_closed_form_of_the_video_chunk(bench: ModuleType) -> None:
+    assert bench.p4_cache.closed_form(7, 4) == pytest.approx((3.2, 4.0))
+
+
+def test_slices_agree_with_the_mask_forward_and_backward(bench: ModuleType) -> None:
+    rows = bench.p5_slices.run(
+        CPU, heads=2, head_dim=8, shapes=((24, 4),), training=(16, 4), repeats=1
+    )
+    assert rows[0].notes["ideal_ratio"] == pytest.approx(12 / 7)
+    assert rows[1].name == "B3" and rows[1].notes["density"] == pytest.approx(20 / 64)
+
+
+def test_a_wrong_answer_is_not_timed(bench: ModuleType) -> None:
+    with pytest.raises(RuntimeError, match="disagree on 1 of 3"):
+        bench.common.require_equal(torch.tensor([1, 2, 3]), torch.tensor([1, 0, 3]), "x")
+
+
+def test_the_script_writes_a_report(bench: ModuleType, tmp_path: Path) -> None:
+    bench.BENCHES["tiny"] = lambda device, repeats: bench.p5_slices.run(
+        device, heads=1, head_dim=8, shapes=((8, 4),), training=None, repeats=repeats
+    )
+    threads = torch.get_num_threads()
+    bench.main(["--only", "tiny", "--repeats", "2", "--out", str(tmp_path / "report.json")])
+    torch.set_num_threads(threads)
+    report = json.loads((tmp_path / "report.json").read_text())
+    assert report["rows"][0]["repeats"] == 2 and report["rows"][0]["threads"] == 1
+    assert "torch" in report["versions"]
