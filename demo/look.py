@@ -29,8 +29,8 @@ def theme() -> gr.themes.Base:
     return base.set(
         body_background_fill="#fafaf7",
         body_text_color_subdued="#6b6560",
-        block_label_text_color="#44403c",
         block_title_text_color="#44403c",
+        block_title_text_color_dark="#d6d3d1",
         input_border_width="1px",
         input_border_color="*neutral_200",
         button_secondary_background_fill="white",
@@ -41,6 +41,7 @@ def theme() -> gr.themes.Base:
         block_shadow="none",
         block_border_width="0px",
         block_background_fill="transparent",
+        block_background_fill_dark="transparent",
         block_label_background_fill="transparent",
         input_background_fill="white",
         button_primary_background_fill="*primary_600",
@@ -60,6 +61,9 @@ CSS = """
   border: 1px solid var(--border-color-primary); align-content: start; box-sizing: border-box; }
 .bl-grid img { width: 100%; aspect-ratio: 1; border-radius: 8px; display: block; margin: 0; }
 .bl-empty { background: repeating-conic-gradient(#f1f0ec 0% 25%, #fbfbf9 0% 50%) 50% / 48px 48px; }
+.dark .bl-grid { background-color: #1c1917; }
+.dark .bl-empty {
+  background: repeating-conic-gradient(#1c1917 0% 25%, #24211f 0% 50%) 50% / 48px 48px; }
 .bl-bar { height: 6px; margin: 14px 2px 8px; border-radius: 3px; overflow: hidden;
   background: var(--border-color-primary); }
 .bl-bar > div { height: 100%; background: #ffb02e; border-radius: 3px; }
@@ -86,7 +90,8 @@ CSS = """
 .bl-table td { padding: 5px 14px; border: 0; border-top: 1px solid #eeede8; }
 .bl-examples { gap: 8px !important; flex-wrap: wrap !important; }
 .bl-examples button { flex: 0 0 auto !important; width: auto; min-width: 0 !important;
-  padding: 4px 13px; border-radius: 999px; font-weight: 400; font-size: 13px; color: #44403c; }
+  padding: 4px 13px; border-radius: 999px; font-weight: 400; font-size: 13px;
+  color: var(--block-title-text-color); }
 .gradio-container .form { background: transparent; border: 0; box-shadow: none; gap: 14px; }
 .gradio-container .form .block, .gradio-container .form > * { padding-left: 0; padding-right: 0; }
 #bl-edit { background: var(--input-background-fill); padding: 18px; border-radius: 16px;
