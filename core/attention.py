@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import lru_cache
 from itertools import pairwise
+from typing import Any
 
 import torch
 import torch.nn.attention.flex_attention as flex_module
@@ -155,28 +156,35 @@ def _with_tail(bias: Tensor) -> Tensor:
 
 
 @lru_cache(maxsize=1)
-def _compiled_flex() -> object:
+def _compiled_flex() -> Callable[..., Any]:
     return torch.compile(flex_attention, dynamic=True)
+
+
+def _add_bias(bias: Tensor) -> Callable[[Tensor, Tensor, Tensor, Tensor, Tensor], Tensor]:
+    """Write a bias [batch, heads, queries, keys] as a FlexAttention `score_mod`."""
+
+    def score_mod(
+        score: Tensor, batch: Tensor, head: Tensor, q_index: Tensor, k_index: Tensor
+    ) -> Tensor:
+        return score + bias[batch, head, q_index, k_index]
+
+    return score_mod
 
 
 def _attend_flex(
     query: Tensor, key: Tensor, value: Tensor, lowered: FlexMask, bias: Tensor | None
 ) -> Tensor:
-    score_mod = None
-    if bias is not None:
-        wide = bias.expand(query.shape[0], query.shape[1], *bias.shape[-2:])
-
-        def score_mod(score, batch, head, q_index, k_index):
-            return score + wide[batch, head, q_index, k_index]
-
+    wide = None if bias is None else bias.expand(*query.shape[:2], *bias.shape[-2:])
     is_grouped = query.shape[1] != key.shape[1]
     with _eager_flex(query.device.type != "cuda"):
-        run = _compiled_flex() if query.device.type == "cuda" else flex_attention
+        run: Callable[..., Any] = flex_attention
+        if query.device.type == "cuda":
+            run = _compiled_flex()
         return run(
             query,
             key,
             value,
-            score_mod=score_mod,
+            score_mod=None if wide is None else _add_bias(wide),
             block_mask=lowered.block_mask,
             enable_gqa=is_grouped,
         )

@@ -123,16 +123,21 @@ class DelayPattern:
     delays: tuple[int, ...] | None = None
 
     def __post_init__(self) -> None:
-        delays = range(self.num_codebooks) if self.delays is None else self.delays
-        object.__setattr__(self, "delays", tuple(delays))
-        if len(self.delays) != self.num_codebooks or min(self.delays, default=-1) < 0:
+        delays = tuple(range(self.num_codebooks) if self.delays is None else self.delays)
+        object.__setattr__(self, "delays", delays)
+        if len(delays) != self.num_codebooks or min(delays, default=-1) < 0:
             raise ValueError(
-                f"delays must be {self.num_codebooks} numbers of at least 0, got {self.delays}"
+                f"delays must be {self.num_codebooks} numbers of at least 0, got {delays}"
             )
+
+    @property
+    def max_delay(self) -> int:
+        """Delay of the latest codebook, in steps."""
+        return max(self.delays or (0,))
 
     def num_steps(self, num_frames: int) -> int:
         """Number of steps, step 0 included."""
-        return num_frames + max(self.delays) + 1
+        return num_frames + self.max_delay + 1
 
     def frames_at(self, num_frames: int, *, device: torch.device | str | None = None) -> Tensor:
         """Return the frame each codebook carries at each step.
@@ -184,10 +189,10 @@ class DelayPattern:
             ValueError: Wrong number of codebooks, or too few steps for one frame.
         """
         self._check(steps)
-        num_frames = steps.shape[-1] - max(self.delays) - 1
+        num_frames = steps.shape[-1] - self.max_delay - 1
         if num_frames < 1:
             raise ValueError(
-                f"steps must be at least {max(self.delays) + 2} for delays {self.delays}, "
+                f"steps must be at least {self.max_delay + 2} for delays {self.delays}, "
                 f"got {steps.shape[-1]}"
             )
         delay = torch.tensor(self.delays, device=steps.device)

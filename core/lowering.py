@@ -222,7 +222,8 @@ def _rectangles(seen: Tensor, copies: int, must_pay: bool) -> Rectangles | None:
     if must_pay and len(starts) > 1 and hidden_per_range < MIN_HIDDEN_PER_RANGE:
         return None
     rects = _cut(rows, starts, stops, has_tail)
-    return Rectangles(tuple(rects), *rows.shape, num_pairs * copies)
+    num_queries, num_keys = rows.shape
+    return Rectangles(tuple(rects), num_queries, num_keys, num_pairs * copies)
 
 
 def _query_ranges(rows: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

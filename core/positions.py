@@ -35,7 +35,9 @@ def rope_angles(
     pairs = head_dim // (2 * axes)
     step = torch.arange(pairs, dtype=torch.float64, device=position.device) / max(pairs, 1)
     frequency = theta**-step
-    angles = rearrange(position.double()[..., None] * frequency, "... axes pairs -> ... (axes pairs)")
+    angles = rearrange(
+        position.double()[..., None] * frequency, "... axes pairs -> ... (axes pairs)"
+    )
     rest = head_dim // 2 - angles.shape[-1]
     angles = torch.nn.functional.pad(angles, (0, rest))
     return angles.cos(), angles.sin()

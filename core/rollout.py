@@ -136,7 +136,9 @@ class Rollout:
 
     # -- passes -----------------------------------------------------------------------------
 
-    def _content(self, layout: Layout, block_values: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+    def _content(
+        self, layout: Layout, block_values: Tensor | None
+    ) -> tuple[Tensor, Tensor, Tensor]:
         """Values, masked flags and levels of some rows; `block_values` overrides noisy rows."""
         source = layout.source.clamp_min(0)
         values = self.values[:, source]
@@ -172,7 +174,7 @@ class Rollout:
         hidden = self.decoder.forward(values, is_masked, layout, rows_level.float(), lowered, view)
         self.num_passes += 1
         self.num_forwarded += layout.num_tokens
-        if view is not None and keep:
+        if self.cache is not None and view is not None and keep:
             self.cache.write(view)
             self.cache.commit()
         hidden = hidden[:, skip:]
@@ -280,7 +282,9 @@ class Rollout:
             drawn = self.decoder.draw(hidden, row, streams, source)
             accepted, score = scheduler.take(row, is_masked, drawn.stats, rank, streams)
             old = self.values[:, source]
-            self.values[:, source] = torch.where(accepted[..., None], drawn.values.to(old.dtype), old)
+            self.values[:, source] = torch.where(
+                accepted[..., None], drawn.values.to(old.dtype), old
+            )
             self.is_known[:, source] |= accepted
             yield self._row_event(block, row, source, is_masked, accepted, score)
 

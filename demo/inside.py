@@ -58,14 +58,14 @@ def look(name: str, length: int | str, block: str) -> Inside:
 
     try:
         values.one_of("recipe", tuple(recipes()))(name)
-        length = values.whole("length", MIN_LENGTH, MAX_LENGTH)(str(length))
+        count = values.whole("length", MIN_LENGTH, MAX_LENGTH)(str(length))
         values.one_of("block", BLOCKS)(block)
     except values.FlagError as error:
         raise UsageError(str(error)) from None
     recipe = load_recipe(name, [] if block == OWN_BLOCK else [f"layout.block={block}"])
-    mask, tokens = inspection.mask_matrix(recipe, length)
-    rows = inspection.schedule_rows(recipe, length)
-    grid = inspection.grid_of(length)
+    mask, tokens = inspection.mask_matrix(recipe, count)
+    rows = inspection.schedule_rows(recipe, count)
+    grid = inspection.grid_of(count)
     frames, times = order_frames(rows, grid, recipe.layout.text_tokens)
     return Inside(
         about=_about(recipe),
@@ -73,7 +73,7 @@ def look(name: str, length: int | str, block: str) -> Inside:
         + views.paragraph(_mask_words(recipe, tokens)),
         order=views.picture(views.gif_uri(frames, times), f"decode order of {name}")
         + views.paragraph(_order_words(recipe, rows)),
-        log=_log(recipe, inspection.cache_log(recipe, length)),
+        log=_log(recipe, inspection.cache_log(recipe, count)),
     )
 
 

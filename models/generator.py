@@ -5,7 +5,7 @@ file, a config that holds the recipe. It does not know pixels; its tokenizer doe
 """
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, cast
 
 import torch
 from diffusers import ConfigMixin, ModelMixin
@@ -22,7 +22,7 @@ from ..core.rollout import Draw
 from ..core.schedulers.base import Row
 from .backbone import BlockTransformer, PreparedPrompt, repeat_prompt
 from .heads import build_head
-from .heads.base import guided
+from .heads.base import RowHead, guided
 from .pretrained_text import PretrainedTextEncoder
 from .text import HashTextEncoder, PromptEmbeds
 
@@ -254,8 +254,9 @@ class ModelDecoder:
         Returns:
             Hidden states [branches * batch, rows, dim]; [batch, ...] for a shared commit pass.
         """
-        only_commit = self.shares_cache and not bool((layout.level > 0).any())
-        branches = 1 if only_commit and view is not None else self.branches
+        branches = self.branches
+        if branches > 1 and self.shares_cache and view is not None:
+            branches = 2 if bool((layout.level > 0).any()) else 1  # a commit pass has no branches
         prompt = self.cond if branches == 1 else self.both
         if branches > 1:
             values, is_masked = (
@@ -290,10 +291,11 @@ class ModelDecoder:
     def predict(self, hidden: Tensor, row: Row) -> Tensor:
         """Predict velocity or noise, guided."""
         cond, uncond = self._split(hidden)
-        predicted = self.model.head.predict(cond)
+        head = cast("RowHead", self.model.head)  # the rollout asks where `per_level` says so
+        predicted = head.predict(cond)
         if uncond is None:
             return predicted
-        return guided(predicted, self.model.head.predict(uncond), row.guidance_scale)
+        return guided(predicted, head.predict(uncond), row.guidance_scale)
 
 
 __all__ = ["GenerativeModel", "ModelDecoder", "allowed_codes", "head_settings", "repeat_prompt"]

@@ -173,13 +173,14 @@ class PretrainedTextEncoder(ModelMixin, ConfigMixin):
         network.to(ids.device)
         filled = ids.masked_fill(ids < 0, tokenizer.pad_token_id or 0)
         size = 1 if ids.device.type == "cpu" else max(len(ids), 1)
-        words, pooled = [], []
+        words: list[Tensor] = []
+        pooled: list[Tensor] = []
         for rows, seen in zip(filled.split(size), is_seen.split(size), strict=True):
             out = network(input_ids=rows, attention_mask=seen.long())
             weight = seen[..., None].to(out.last_hidden_state.dtype)
             mean = (out.last_hidden_state * weight).sum(1) / weight.sum(1)
             words.append(out.last_hidden_state)
-            pooled.append(getattr(out, "pooler_output", None) if "pooler_output" in out else mean)
+            pooled.append(out.pooler_output if "pooler_output" in out else mean)
         dtype = self.null_word.dtype
         return torch.cat(words).to(dtype), torch.cat(pooled).to(dtype)
 

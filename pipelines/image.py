@@ -454,4 +454,4 @@ def keep_cells(keep: np.ndarray, grid: tuple[int, int]) -> np.ndarray:
         legal = f"2-D, a multiple of {grid[0]}x{grid[1]}"
         raise UsageError(describe("keep shape", keep.shape, legal))
     cells = rearrange(keep, "(h p) (w q) -> h w (p q)", h=grid[0], w=grid[1])
-    return cells.all(-1)
+    return np.all(cells, axis=-1)

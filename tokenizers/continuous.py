@@ -143,7 +143,8 @@ class ContinuousTokenizer(ModelMixin, ConfigMixin, ABC):
         self.register_buffer("latent_mean", torch.zeros(channels))
         self.register_buffer("latent_std", torch.ones(channels))
         for part in (self.encoder, self.decoder):
-            part.to(memory_format=torch.channels_last)
+            # torch's stub of `Module.to` does not list memory_format
+            part.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
 
 def noise_like(reference: Tensor, generator: torch.Generator | None) -> Tensor:

@@ -119,7 +119,8 @@ class DiscreteTokenizer(ModelMixin, ConfigMixin, ABC):
         self.encoder = ConvEncoder(image_size, patch, widths, encoder_depths, channels)
         self.decoder = ConvDecoder(image_size, patch, widths, decoder_depths, channels)
         for part in (self.encoder, self.decoder):
-            part.to(memory_format=torch.channels_last)
+            # torch's stub of `Module.to` does not list memory_format
+            part.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
     def _quantize(self, features: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         tokens = rearrange(features, "b c h w -> b (h w) c").float()

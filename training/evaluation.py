@@ -151,7 +151,7 @@ def bootstrap_interval(
 
 def target_ranks(
     generated: Images,
-    target_index: Sequence[int],
+    target_index: Sequence[int] | NDArray[np.int64],
     gallery: Images,
     gallery_style: Sequence[Any] | None = None,
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:

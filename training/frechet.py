@@ -61,7 +61,11 @@ def tokenizer_features(tokenizer: FeatureTokenizer) -> Extractor:
     Raises:
         UsageError: A code tokenizer without codebook vectors.
     """
-    if tokenizer.value == "code" and not hasattr(tokenizer, "lookup"):
+    has_codes = tokenizer.value == "code"
+    lookup: Callable[[Tensor], Tensor] | None = None
+    if has_codes:
+        lookup = getattr(tokenizer, "lookup", None)
+    if has_codes and lookup is None:
         raise UsageError(
             f"{type(tokenizer).__name__} has codes but no lookup(codes); use a latent tokenizer "
             f"or the {PIXEL_EXTRACTOR} extractor"
@@ -75,7 +79,7 @@ def tokenizer_features(tokenizer: FeatureTokenizer) -> Extractor:
         for start in range(0, len(images), FEATURE_BATCH):
             pixels = torch.from_numpy(images[start : start + FEATURE_BATCH])
             values = tokenizer.encode(rearrange(pixels, "b h w c -> b c h w").float() / 127.5 - 1)
-            vectors = tokenizer.lookup(values) if tokenizer.value == "code" else values
+            vectors = values if lookup is None else lookup(values)
             cells = rearrange(vectors.double(), "b (h w) c -> b h w c", h=height, w=width)
             parts.append(_pool_grid(cells))
         return torch.cat(parts).cpu().numpy()

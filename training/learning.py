@@ -92,7 +92,7 @@ def learning_check(
     Returns:
         The figures.
     """
-    tokenizer = build_tokenizer(dict(recipe.tokenizer)).eval()
+    tokenizer: Any = build_tokenizer(dict(recipe.tokenizer)).eval()
     data = shapes(seed=seed, size=tokenizer.config["image_size"])
     with torch.random.fork_rng(devices=[]):
         torch.random.default_generator.manual_seed(seed)  # initial weights only
@@ -167,9 +167,11 @@ def held_out_losses(train: ModelStage, held_out: ModelStage, seed: int) -> tuple
         Mean loss of the model and of the baseline.
     """
     model = held_out.model
-    discrete = isinstance(model.head, CategoricalHead)
+    head = model.head
     baseline: CodeTable | SlotGaussians = (
-        CodeTable(train.values, model.head.vocab_size) if discrete else SlotGaussians(train.values)
+        CodeTable(train.values, head.vocab_size)
+        if isinstance(head, CategoricalHead)
+        else SlotGaussians(train.values)
     )
     sums = torch.zeros(3, dtype=torch.float64)
     for number, indices in enumerate(torch.arange(held_out.num_items).split(EVAL_BATCH)):

@@ -51,7 +51,10 @@ class Stage(Protocol):
         num_items: Training items; batches hold indices in [0, num_items).
     """
 
-    num_items: int
+    @property
+    def num_items(self) -> int:
+        """Training items."""
+        ...
 
     def modules(self) -> nn.Module:
         """Return the module whose trainable parameters are moved and checkpointed."""

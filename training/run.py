@@ -191,9 +191,7 @@ def build_model(recipe: Recipe, tokenizer: Any) -> GenerativeModel:
 
 
 @torch.no_grad()
-def encoded(
-    tokenizer: nn.Module, items: ImageDataset, cache: Path, batch_size: int = 128
-) -> Tensor:
+def encoded(tokenizer: Any, items: ImageDataset, cache: Path, batch_size: int = 128) -> Tensor:
     """Encode all items once, kept on disk under a hash of images and tokenizer.
 
     Args:

@@ -6,6 +6,7 @@ output is zero at initialisation. Source: head of MAR (arXiv:2406.11838) and Lat
 """
 
 import math
+from typing import cast
 
 import torch
 from jaxtyping import Float
@@ -60,7 +61,8 @@ class ScalarEmbedder(nn.Sequential):
         Returns:
             One vector per scalar.
         """
-        return super().forward(fourier_features(scalar).to(self[0].weight.dtype))
+        first = cast(nn.Linear, self[0])
+        return super().forward(fourier_features(scalar).to(first.weight.dtype))
 
 
 class AdaLNLayer(nn.Module):

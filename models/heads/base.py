@@ -9,7 +9,7 @@ its randomness from one generator per item only, so an item's bits do not depend
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, Protocol
 
 import torch
 from jaxtyping import Float, Shaped
@@ -70,19 +70,32 @@ class Head(nn.Module):
         self,
         hidden: Float[Tensor, "batch tokens dim"],
         generators: Sequence[torch.Generator],
-        **settings: object,
+        *,
+        uncond_hidden: Float[Tensor, "batch tokens dim"] | None = None,
+        guidance_scale: float | Tensor = 1.0,
+        temperature: float = 1.0,
     ) -> HeadSample:
         """Draw one value per token; subclasses with `runs == "token"` implement it.
 
         Args:
             hidden: Trunk states under the prompt.
             generators: One CPU generator per item.
-            **settings: Sampling settings of the subclass.
+            uncond_hidden: Trunk states without the prompt, or None for no guidance.
+            guidance_scale: Guidance scale, one or per token; 1.0 turns guidance off.
+            temperature: Spread of the draw; subclasses add settings of their own.
 
         Returns:
             The drawn values.
         """
         raise NotImplementedError(f"{type(self).__name__} cannot sample from one trunk state")
+
+
+class RowHead(Protocol):
+    """What a head with `runs == "row"` offers instead of `sample`."""
+
+    def predict(self, hidden: Tensor) -> Tensor:
+        """Predict velocity or noise from the trunk states of the noisy tokens."""
+        ...
 
 
 def guided(
