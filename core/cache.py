@@ -1,15 +1,16 @@
 """The key/value cache: what a finished token leaves behind for later ones.
 
-Per layer it holds keys (normalised and, by default, un-rotated) and values in pre-allocated buffers;
-beside them, once for all layers, the same attributes the mask reads, so that one predicate serves
-training and decoding. Each row of the batch has two explicit counts, `committed <= written`: nothing
-is ever inferred from buffer contents.
+Per layer it holds keys (normalised and, by default, un-rotated) and values in pre-allocated
+buffers; beside them, once for all layers, the same attributes the mask reads, so that one predicate
+serves training and decoding. Each row of the batch has two explicit counts, `committed <= written`:
+nothing is ever inferred from buffer contents.
 
-It does not know what a block or an image is, and it never decides visibility: that is the mask's job.
+It does not know what a block or an image is, and it never decides visibility: that is the mask's
+job.
 
-Invariants: a pass is a pure function of (tokens, attributes, view); only `commit` moves `committed`;
-slots at or beyond `written` are never read; an entry that still holds noise or a mask is refused by
-`commit` unless the caller states the level at which context is kept.
+Invariants: a pass is a pure function of (tokens, attributes, view); only `commit` moves
+`committed`; slots at or beyond `written` are never read; an entry that still holds noise or a mask
+is refused by `commit` unless the caller states the level at which context is kept.
 """
 
 from dataclasses import dataclass
@@ -103,8 +104,8 @@ class KVCache:
             num_axes: Axes of the positions stored beside the entries.
             dtype: Type of keys and values.
             device: Where the buffers live.
-            rotated: Keys arrive already rotated by their absolute position (a fast path: no rotation
-                at read, and no re-basing afterwards).
+            rotated: Keys arrive already rotated by their absolute position (a fast path: no
+                rotation at read, and no re-basing afterwards).
             poison: Fill free slots with NaN, so that a wrong read shows (for tests).
         """
         if batch < 1 or capacity < 1:

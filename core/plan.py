@@ -248,9 +248,13 @@ def _stream(
         marks = content.take(torch.tensor([start, start, min(stop, total - 1)]))
         marks = marks.replace(source=torch.arange(total, total + NUM_SENTINELS), role=0)
         pieces = [
-            content.take(slice(0, start)), marks.take(slice(0, 1)), content.take(slice(stop, total)),
-            marks.take(slice(1, 2)), content.take(slice(start, stop)), marks.take(slice(2, 3)),
-        ]  # fmt: skip
+            content.take(slice(0, start)),
+            marks.take(slice(0, 1)),
+            content.take(slice(stop, total)),
+            marks.take(slice(1, 2)),
+            content.take(slice(start, stop)),
+            marks.take(slice(2, 3)),
+        ]
         content = Layout.cat(pieces)
     rank = torch.arange(content.num_tokens)
     return content.replace(order=rank, block=rank)

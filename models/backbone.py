@@ -6,14 +6,16 @@ keys and values serve every guidance branch (ACDiT, arXiv:2412.07720).
 
 It does not know masks (a lowered mask is handed in), schedules, or what its tokens stand for.
 
-Sources: RMSNorm (arXiv:1910.07467), SwiGLU (arXiv:2002.05202), QK-norm (arXiv:2302.05442), adaLN-zero
-(DiT, arXiv:2212.09748) in the shared "single" form of PixArt-alpha (arXiv:2310.00426): one projection
-for all layers plus a learned table per layer. Differs: the table has one row per copy.
+Sources: RMSNorm (arXiv:1910.07467), SwiGLU (arXiv:2002.05202), QK-norm (arXiv:2302.05442),
+adaLN-zero (DiT, arXiv:2212.09748) in the shared "single" form of PixArt-alpha (arXiv:2310.00426):
+one projection for all layers plus a learned table per layer. Differs: the table has one row per
+copy.
 """
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar, cast
 
 import torch
 from diffusers import ConfigMixin, ModelMixin
@@ -47,8 +49,8 @@ from .text import spread_prompts
 class PreparedPrompt:
     """What the layers need of a prompt, computed once per rollout.
 
-    `prefix` [batch, prompt rows, dim] stands in front of the tokens; `pooled` [batch, dim] feeds the
-    modulation; `cross` holds one (key, value) pair per layer, and `cross_valid` [batch, words].
+    `prefix` [batch, prompt rows, dim] stands in front of the tokens; `pooled` [batch, dim] feeds
+    the modulation; `cross` holds one (key, value) pair per layer, and `cross_valid` [batch, words].
     `memo` keeps what the backbone derives from them and from the kinds of the rows alone.
     """
 
@@ -63,7 +65,7 @@ class BlockTransformer(ModelMixin, ConfigMixin):
     """Block-causal transformer over codes or latents, with or without a cache."""
 
     _supports_gradient_checkpointing = True
-    _no_split_modules = ["Layer"]
+    _no_split_modules: ClassVar[list[str]] = ["Layer"]
 
     @register_to_config
     def __init__(
@@ -127,33 +129,29 @@ class BlockTransformer(ModelMixin, ConfigMixin):
             self.embed_words = RowStableLinear(prompt_dim, dim)
             self.prompt_table = nn.Parameter(torch.randn(num_prompt_rows, dim) * 0.02)
         if modulate or num_prompt_rows:
-            self.embed_pooled = nn.Sequential(
-                RowStableLinear(prompt_dim, dim),
-                RowStableActivation("silu"),
-                RowStableLinear(dim, dim),
-            )
+            self.embed_pooled = _two_maps(prompt_dim, dim)
             spread_prompts(self.embed_pooled)
         if level != "none":
-            self.embed_level = nn.Sequential(
-                RowStableLinear(dim, dim),
-                RowStableActivation("silu"),
-                RowStableLinear(dim, dim),
-            )
+            self.embed_level = _two_maps(dim, dim)
         self.to_modulation = RowStableLinear(dim, 6 * dim)
         self.to_final = RowStableLinear(dim, 2 * dim)
-        nn.init.zeros_(self.to_modulation.weight)
-        nn.init.zeros_(self.to_modulation.bias)
-        nn.init.zeros_(self.to_final.weight)
-        nn.init.zeros_(self.to_final.bias)
+        for linear in (self.to_modulation, self.to_final):
+            nn.init.zeros_(linear.weight)
+            nn.init.zeros_(linear.bias)
         kv_heads = num_kv_heads or num_heads
         words = prompt_dim if cross_attention else 0
         self.layers = nn.ModuleList(
             Layer(dim, num_heads, kv_heads, mlp_ratio, words) for _ in range(num_layers)
         )
-        for layer in self.layers:  # residual branches start small (GPT-2)
+        for layer in self._stack:  # residual branches start small (GPT-2)
             for proj in (layer.attention.to_out, layer.mlp.to_out):
                 nn.init.normal_(proj.weight, std=0.02 / math.sqrt(2 * num_layers) * 4)
         self.gradient_checkpointing = False
+
+    @property
+    def _stack(self) -> Sequence[Layer]:
+        """The layers, by the type their container forgets."""
+        return cast("Sequence[Layer]", self.layers)
 
     @property
     def head_dim(self) -> int:
@@ -181,13 +179,13 @@ class BlockTransformer(ModelMixin, ConfigMixin):
         config = self.config
         vector = self.embed_pooled(pooled) if hasattr(self, "embed_pooled") else None
         prefix = None
-        if config.num_prompt_rows:
+        if config.num_prompt_rows and vector is not None:
             rows = torch.where(is_valid[..., None], self.embed_words(words), 0.0)
             rows = rows[:, : config.num_prompt_rows - 1]
             prefix = torch.cat((rows, vector[:, None]), 1) + self.prompt_table
         cross = None
         if config.cross_attention:
-            cross = [layer.cross.prepare(words) for layer in self.layers]
+            cross = [layer.cross.prepare(words) for layer in self._stack if layer.cross is not None]
             # An empty prompt still needs one visible word, or softmax has nothing to sum.
             is_valid = is_valid | ~is_valid.any(-1, keepdim=True)
         return PreparedPrompt(
@@ -289,8 +287,8 @@ class BlockTransformer(ModelMixin, ConfigMixin):
             x = x + torch.where((layout.copy == Copy.NOISY)[..., None], told, 0.0)
         rows = self._context(layout, level, prompt, view, x.dtype)
         lowered = NoMask(layout.num_tokens**2) if lowered is None else lowered
-        if view is not None and fits_single_row(self.layers, x, rows, lowered, view):
-            x = run_single_rows(self.layers, x, rows, view)
+        if view is not None and fits_single_row(self._stack, x, rows, lowered, view):
+            x = run_single_rows(self._stack, x, rows, view)
             return self._finish(x, rows)
         for index, layer in enumerate(self.layers):
             if self.gradient_checkpointing and self.training:
@@ -326,10 +324,20 @@ class BlockTransformer(ModelMixin, ConfigMixin):
 def repeat_prompt(prompt: PreparedPrompt, times: int) -> PreparedPrompt:
     """Repeat every item of a prepared prompt (several pictures of one prompt)."""
 
-    def again(x: Tensor | None) -> Tensor | None:
-        return None if x is None else repeat(x, "b ... -> (b t) ...", t=times)
+    def again(x: Tensor) -> Tensor:
+        return repeat(x, "b ... -> (b t) ...", t=times)
+
+    def maybe(x: Tensor | None) -> Tensor | None:
+        return None if x is None else again(x)
 
     cross = prompt.cross and [(again(k), again(v)) for k, v in prompt.cross]
     return PreparedPrompt(
-        again(prompt.prefix), again(prompt.pooled), cross, again(prompt.cross_valid)
+        maybe(prompt.prefix), maybe(prompt.pooled), cross, maybe(prompt.cross_valid)
+    )
+
+
+def _two_maps(features: int, dim: int) -> nn.Sequential:
+    """Embed `features` numbers as a vector of width `dim`: linear, SiLU, linear."""
+    return nn.Sequential(
+        RowStableLinear(features, dim), RowStableActivation("silu"), RowStableLinear(dim, dim)
     )
