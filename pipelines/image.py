@@ -19,7 +19,7 @@ from torch import Tensor
 from ..core.errors import ModelError, UsageError, describe
 from ..core.rollout import Event
 from ..core.sampling import item_generator
-from ..models.generate import Request, picture_values, start
+from ..models.generate import Request, empty_values, picture_values, start
 from ..models.generator import GenerativeModel
 
 # diffusers loads a component only from a module that is already imported.
@@ -164,21 +164,40 @@ class ImagePipeline(DiffusionPipeline):
         self, image: Any, keep: Any, latents: Tensor | None, items: int
     ) -> tuple[Tensor | None, Tensor | None]:
         """Tokens of the given picture, and which cells are kept."""
-        if image is None:
+        if image is None and latents is None:
             if keep is not None:
-                raise UsageError("keep needs image: pass the picture whose pixels are kept")
-            return latents, None
-        grid, size = tuple(self.tokenizer.grid), self.tokenizer.image_size
-        pixels = to_pixels(image, size).to(self.device, self.model.dtype)
-        values = self.tokenizer.encode(pixels)
+                raise UsageError("keep needs image or latents: what is kept must be given")
+            return None, None
+        if image is not None and latents is not None:
+            raise UsageError("image and latents both give tokens; pass one of them")
         if keep is None:
-            raise UsageError("image needs keep: a boolean mask of the pixels or cells to keep")
-        cells = keep_cells(np.asarray(keep, dtype=bool), grid)
+            raise UsageError("image and latents need keep: a boolean mask of what stays")
+        if latents is None:
+            pixels = to_pixels(image, self.tokenizer.image_size)
+            values = self.tokenizer.encode(pixels.to(self.device, self.model.dtype))
+            values = repeat(values, "1 ... -> b ...", b=items)
+        else:
+            values = self._checked_latents(latents, items)
+        cells = keep_cells(np.asarray(keep, dtype=bool), tuple(self.tokenizer.grid))
         if cells.all():
             raise UsageError("keep covers every cell: nothing is left to draw")
         known = torch.from_numpy(cells.reshape(1, -1)).to(values.device)
-        repeats = items // len(values)
-        return repeat(values, "b ... -> (b r) ...", r=repeats), known.expand(items, -1).clone()
+        return values, known.expand(items, -1).clone()
+
+    def _checked_latents(self, latents: Tensor, items: int) -> Tensor:
+        """Refuse tokens of another shape or kind than the model's."""
+        canvas = empty_values(self.model, items)
+        if latents.shape != canvas.shape:
+            legal = str(tuple(canvas.shape))
+            raise UsageError(describe("latents shape", tuple(latents.shape), legal))
+        if latents.is_floating_point() != canvas.is_floating_point():
+            raise UsageError(describe("latents dtype", latents.dtype, str(canvas.dtype)))
+        if canvas.is_floating_point() and not bool(latents.isfinite().all()):
+            raise UsageError(describe("latents", "NaN or infinite", "finite numbers"))
+        size = self.tokenizer.codebook_size
+        if size and not 0 <= int(latents.min()) <= int(latents.max()) < size:
+            raise UsageError(describe("latents", int(latents.max()), f"codes 0 to {size - 1}"))
+        return latents.to(canvas)
 
     def _request(self, prompt: Any, **given: Any) -> Request:
         prompts, count = self._prompts(prompt), given["num_images_per_prompt"]
@@ -247,7 +266,8 @@ class ImagePipeline(DiffusionPipeline):
             guidance_scale: 1 = off, at most 100; None = the recipe's.
             num_images_per_prompt: Pictures per prompt, 1..256.
             generator: One for all, or one per picture; picture k depends on its own only.
-            latents: Given tokens of every picture (with `keep` semantics: none are kept).
+            latents: Tokens [pictures, cells, ...] instead of `image`, as `output.tokens` gives
+                them; those where `keep` is True stay.
             output_type: "pil", "np" [0, 1] channels last, "pt" [0, 1] channels first, "latent".
             return_dict: False returns a tuple.
             callback_on_step_end: Called (pipe, index, level, tensors) after every row; may return

@@ -185,7 +185,7 @@ def test_saved_pipelines_draw_the_same_bits(pipe_for, tmp_path):
         ({"generator": [torch.Generator()] * 2}, "number of generators"),
         ({"negative_prompt": ["a", "b", "c"]}, "number of negative prompts"),
         ({"keep": np.ones((4, 4), bool)}, "keep needs image"),
-        ({"image": picture()}, "image needs keep"),
+        ({"image": picture()}, "need keep"),
         ({"image": picture(), "keep": np.ones((4, 4), bool)}, "keep covers every cell"),
         ({"image": picture(), "keep": np.ones((5, 4), bool)}, "keep shape"),
         ({"callback_on_step_end_tensor_inputs": ["prompt_embeds"]}, "callback_on_step_end"),
@@ -221,3 +221,36 @@ def test_pixels_round_trip_and_transparency_is_white():
     keep[0, 0] = False
     cells = keep_cells(keep, (4, 4))
     assert not cells[0, 0] and cells.sum() == 15  # a cell stays when all of its pixels do
+
+
+@pytest.mark.parametrize("name", ["image/block_masked", "image/acdit"])
+def test_tokens_of_an_earlier_picture_can_be_kept_without_decoding(pipe_for, name):
+    pipe = pipe_for(name)
+    first = pipe("a red cat", seed=1)
+    keep = np.zeros((4, 4), dtype=bool)
+    keep[:2] = True
+    redrawn = pipe("blue dog", seed=2, latents=first.tokens, keep=keep)
+    assert torch.equal(redrawn.tokens[:, :8], first.tokens[:, :8])
+    assert not torch.equal(redrawn.tokens[:, 8:], first.tokens[:, 8:])
+
+
+def test_tokens_that_do_not_fit_are_refused(pipe_for):
+    pipe = pipe_for("image/block_masked")
+    keep = np.zeros((4, 4), dtype=bool)
+    codes = torch.zeros(1, 16, 1, dtype=torch.long)
+    for latents, words in (
+        (codes[:, :15], "latents shape"),
+        (codes.float(), "latents dtype"),
+        (codes - 1, "latents"),
+        (codes + 99, "latents"),
+    ):
+        with pytest.raises(UsageError, match=words):
+            pipe("a", latents=latents, keep=keep)
+    with pytest.raises(UsageError, match="need keep"):
+        pipe("a", latents=codes)
+    with pytest.raises(UsageError, match="pass one"):
+        pipe("a", latents=codes, image=picture(), keep=keep)
+    flow = pipe_for("image/acdit")
+    bad = torch.full((1, 16, flow.tokenizer.latent_channels), float("nan"))
+    with pytest.raises(UsageError, match="finite"):
+        flow("a", latents=bad, keep=keep)
