@@ -1,5 +1,6 @@
 """The demo without a browser: how the server is set up, what the handlers answer, whose is what."""
 
+import asyncio
 import json
 import re
 import subprocess
@@ -23,15 +24,28 @@ from blockloom.demo.shelf import Shelf
 from blockloom.pipelines.media import read_metadata
 from blockloom.pipelines.params import bundled_models
 
-# Gradio leaves event loops of its own to the garbage collector.
-pytestmark = [
-    pytest.mark.filterwarnings("ignore:unclosed event loop:ResourceWarning"),
-    pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
-]
 WISH: dict[str, Any] = {
     "prompt": "red apple", "style": "noto", "seed": "7", "number": 1, "steps": 4, "guidance": 1.0,
 }  # fmt: skip
 EDIT = {k: v for k, v in WISH.items() if k != "number"} | {"region": "right"}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def event_loops() -> Iterator[None]:
+    """Close the event loops that Gradio opens for every page and leaves to the collector."""
+    opened, original = [], asyncio.new_event_loop
+
+    def remembered() -> asyncio.AbstractEventLoop:
+        opened.append(original())
+        return opened[-1]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(asyncio, "new_event_loop", remembered)
+        yield
+    asyncio.set_event_loop(None)
+    for loop in opened:
+        if not loop.is_running():
+            loop.close()
 
 
 @pytest.fixture(scope="module")
