@@ -16,13 +16,14 @@ is refused by `commit` unless the caller states the level at which context is ke
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from .errors import ResourceError
-from .layout import ATTRIBUTES, Layout, Role
+from .layout import ATTRIBUTES, INT_ATTRIBUTES, Layout, Role
 
 
 class CacheFull(ResourceError, IndexError):
@@ -37,17 +38,28 @@ class CacheView:
     active: Layout
     keep: Tensor | None
     start: int | Tensor
-    past: Layout
+    length: int
+    is_batched: bool
+
+    @cached_property
+    def past(self) -> Layout:
+        """Attributes of the entries that stood in the cache when the pass began."""
+        if self.is_batched:
+            return self.cache._batch_layout(self.length, self.start)
+        return self.cache._row_layout(self.length)
+
+    @cached_property
+    def _in_place(self) -> bool:
+        """Whether free slots can serve as scratch for all active rows, staged or not."""
+        count = self.active.num_tokens
+        whole = self.keep is None or len(self.keep) == count
+        room = isinstance(self.start, int) and self.length + count <= self.cache.capacity
+        return whole and room and not torch.is_grad_enabled()
 
     @cached_property
     def layout(self) -> Layout:
         """Attributes of all keys: the past, then the active rows."""
         return Layout.cat([self.past, self.active])
-
-    def _fits_in_place(self, branches: int, count: int) -> bool:
-        whole = self.keep is None or len(self.keep) == count
-        room = isinstance(self.start, int) and self.start + count <= self.cache.capacity
-        return whole and room and branches == 1 and not torch.is_grad_enabled()
 
     def extend(
         self, layer: int, key: Float[Tensor, "b h q d"], value: Float[Tensor, "b h q d"]
@@ -59,10 +71,10 @@ class CacheView:
         With more batch rows than the cache has (guidance branches over condition-free entries),
         the past is shared by every branch and the first rows are the ones staged.
         """
-        cache, length, count = self.cache, self.past.num_tokens, key.shape[2]
+        cache, length, count = self.cache, self.length, key.shape[2]
         branches = key.shape[0] // cache.batch
-        if self._fits_in_place(branches, count):
-            # Free slots serve as scratch: no copy of the past, and a peek leaves `written` alone.
+        if branches == 1 and self._in_place:
+            # No copy of the past, and a peek leaves `written` alone.
             keys, values = cache.keys[layer], cache.values[layer]
             keys.narrow(2, length, count).copy_(key)
             values.narrow(2, length, count).copy_(value)
@@ -117,16 +129,21 @@ class KVCache:
         self.batch, self.capacity, self.poison = batch, capacity, poison
         self.rotated = rotated
         self._uniform = True
-        self.layout = Layout.make(
+        empty = Layout.make(
             capacity, document=-1, source=-1, position=torch.zeros(capacity, num_axes)
-        ).to(torch.device(device)).expand(batch)  # fmt: skip
-        self.layout = self.layout.replace(
-            **{n: getattr(self.layout, n).clone() for n in ATTRIBUTES}
         )
+        self._own(empty.to(torch.device(device)).expand(batch))
         self.written = torch.zeros(batch, dtype=torch.int64)
         self.committed = torch.zeros(batch, dtype=torch.int64)
         self.exact = True
         self.log: list[dict[str, Any]] = []
+
+    def _own(self, layout: Layout) -> None:
+        """Copy attributes into two buffers of which `layout` holds views: one write per pass."""
+        self._integers, self._floats = (part.clone() for part in _bundled(layout))
+        integers = dict(zip(INT_ATTRIBUTES, self._integers.unbind(1), strict=True))
+        position, level = self._floats[:, :-1].transpose(1, 2), self._floats[:, -1]
+        self.layout = Layout(**integers, position=position, level=level)
 
     @staticmethod
     def estimate_bytes(
@@ -186,29 +203,28 @@ class KVCache:
         Raises:
             CacheFull: the kept tokens do not fit behind `written`.
         """
-        if keep is not None and int(self.written.max()) + len(keep) > self.capacity:
+        length = int(self.written.max())
+        if keep is not None and length + len(keep) > self.capacity:
             raise CacheFull(
-                f"cache capacity = {self.capacity} tokens, {int(self.written.max())} written, "
-                f"{len(keep)} more asked; try capacity {int(self.written.max()) + len(keep)}"
+                f"cache capacity = {self.capacity} tokens, {length} written, "
+                f"{len(keep)} more asked; try capacity {length + len(keep)}"
             )
         self._wipe_free()  # what an earlier peek left there must not be readable
-        length = int(self.written.max())
-        if self.aligned:
-            return CacheView(self, active, keep, length, self._row_layout(length))
-        past = self._batch_layout(length)
-        return CacheView(self, active, keep, self.written.clone(), past)
+        aligned = self.aligned
+        start = length if aligned else self.written.clone()
+        return CacheView(self, active, keep, start, length, not (aligned and self._uniform))
 
     def _row_layout(self, length: int) -> Layout:
-        """Attributes once for all rows while every write so far gave all rows the same ones."""
-        if not self._uniform:
-            return self._batch_layout(length)
+        """Attributes once for all rows: so far every write gave all rows the same ones."""
         return Layout(**{n: getattr(self.layout, n)[0, :length] for n in ATTRIBUTES})
 
-    def _batch_layout(self, length: int) -> Layout:
+    def _batch_layout(self, length: int, written: int | Tensor) -> Layout:
         parts = {n: getattr(self.layout, n)[:, :length] for n in ATTRIBUTES}
-        beyond = torch.arange(length) >= self.written[:, None]
-        document = parts["document"].masked_fill(beyond.to(parts["document"].device), -1)
-        return Layout(**{**parts, "document": document})
+        if isinstance(written, Tensor):
+            beyond = torch.arange(length) >= written[:, None]
+            document = parts["document"].masked_fill(beyond.to(parts["document"].device), -1)
+            parts["document"] = document
+        return Layout(**parts)
 
     def write(self, view: CacheView) -> int:
         """Keep the staged tokens of a finished pass: attributes stored, `written` moves.
@@ -224,9 +240,10 @@ class KVCache:
         aligned = self.aligned
         self._uniform = self._uniform and aligned and not kept.is_batched
         if aligned:
-            start = int(self.written[0])
-            for name in ATTRIBUTES:
-                getattr(self.layout, name)[:, start : start + kept.num_tokens] = getattr(kept, name)
+            integers, floats = _bundled(kept)
+            start, count = int(self.written[0]), kept.num_tokens
+            self._integers.narrow(2, start, count).copy_(integers)
+            self._floats.narrow(2, start, count).copy_(floats)
         else:
             self._scatter(kept if kept.is_batched else kept.expand(self.batch))
         self.written = self.written + kept.num_tokens
@@ -256,23 +273,30 @@ class KVCache:
         Raises:
             ValueError: more than is written, or a token that still holds noise.
         """
+        low, high = int(self.committed.min()), int(self.written.max())
+        fresh = self.layout.level[:, low:high]
+        if count is None and copy is None and not bool((fresh > 0).any()):
+            amount = self.written - self.committed
+            self.committed = self.written.clone()
+            self._note("commit", tokens=amount.tolist())
+            return
         pending = self.written - self.committed
         amount = pending if count is None else torch.as_tensor(count).expand(self.batch).clone()
         if bool((amount < 0).any()) or bool((amount > pending).any()):
             raise ValueError(
                 f"commit count = {amount.tolist()}; legal 0..{pending.tolist()} tokens written"
             )
-        slot = torch.arange(self.capacity)
+        slot = torch.arange(low, high)
         chosen = (slot >= self.committed[:, None]) & (slot < (self.committed + amount)[:, None])
         chosen = chosen.to(self.layout.level.device)
-        level = self.layout.level[chosen]
+        level = fresh[chosen]
         if context_level is None and bool((level > 0).any()):
             raise ValueError(
                 f"commit of a token at level {float(level.max()):g}; only level 0 is final: run a "
                 "commit pass over the clean tokens, or state context_level"
             )
         if copy is not None:
-            self.layout.copy[chosen] = copy
+            self.layout.copy[:, low:high][chosen] = copy
         self.committed = self.committed + amount
         self._note("commit", tokens=amount.tolist())
 
@@ -346,7 +370,7 @@ class KVCache:
         other.keys = [k[rows.to(k.device)].clone() for k in self.keys]
         other.values = [v[rows.to(v.device)].clone() for v in self.values]
         at = rows.to(self.layout.document.device)
-        other.layout = Layout(**{n: getattr(self.layout, n)[at].clone() for n in ATTRIBUTES})
+        other._own(Layout(**{n: getattr(self.layout, n)[at] for n in ATTRIBUTES}))
         other.written, other.committed = self.written[rows].clone(), self.committed[rows].clone()
         other.batch, other.log = len(rows), list(self.log)
         return other
@@ -397,6 +421,21 @@ class KVCache:
         self._uniform = self.aligned and all(
             bool((getattr(self.layout, n) == getattr(self.layout, n)[:1]).all()) for n in ATTRIBUTES
         )
+
+
+_BUNDLES: WeakKeyDictionary[Layout, tuple[Tensor, Tensor]] = WeakKeyDictionary()
+
+
+def _bundled(layout: Layout) -> tuple[Tensor, Tensor]:
+    """Attributes as [batch or 1, names, tokens] int64 and [batch or 1, axes + 1, tokens] float32.
+
+    Remembered per layout: a plan runs the same rows in every request.
+    """
+    if layout not in _BUNDLES:
+        integers = torch.stack([getattr(layout, name) for name in INT_ATTRIBUTES], -2)
+        floats = torch.cat((layout.position.transpose(-1, -2), layout.level[..., None, :]), -2)
+        _BUNDLES[layout] = (integers, floats)
+    return _BUNDLES[layout]
 
 
 def _first_row(source: Tensor) -> list[int]:

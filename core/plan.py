@@ -99,8 +99,8 @@ class DecodePlan:
 
         The past of a plan is a function of its length, so the result is remembered by it.
         """
-        past = 0 if view is None else view.past.num_tokens
-        if active.is_batched or (view is not None and view.past.is_batched):
+        past = 0 if view is None else view.length
+        if active.is_batched or (view is not None and view.is_batched):
             return lower(self.table, active, active if view is None else view.layout)
         key = ("lower", id(active), past)
         if key not in self._memo:

@@ -209,12 +209,14 @@ class BlockTransformer(ModelMixin, ConfigMixin):
         self, values: Tensor, is_masked: Tensor, layout: Layout, prompt: PreparedPrompt
     ) -> Tensor:
         """Assemble the input of the first layer: prompt rows where source < 0, data elsewhere."""
-        is_data = layout.source >= 0
+        runs = row_runs(layout)
         source = layout.source.clamp_min(0)
+        copies = self.copy_table[runs[0].copy if len(runs) == 1 else layout.copy]
         x = self._embed(values, is_masked, layout)
-        x = x + self.position_table(source) + self.copy_table[layout.copy]
-        if prompt.prefix is None:
+        x = x + self.position_table(source) + copies
+        if prompt.prefix is None or all(run.is_data for run in runs):
             return x
+        is_data = layout.source >= 0
         # Prompt rows count -rows..-1 in `order`.
         slot = (layout.order + self.config.num_prompt_rows).clamp(
             0, self.config.num_prompt_rows - 1
@@ -311,7 +313,7 @@ class BlockTransformer(ModelMixin, ConfigMixin):
         keys = active
         if view is not None and not view.cache.rotated:
             keys = layout_angles(view.layout, *settings)
-        sees = torch.zeros_like(layout.copy, dtype=torch.bool)
+        sees = layout.copy < 0  # no row
         if prompt.cross is not None:
             for copy in self.copies_seeing_words:
                 sees |= layout.copy == copy

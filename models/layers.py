@@ -82,6 +82,12 @@ def layout_angles(
     return known[key]
 
 
+def doubled_angles(angles: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+    """Cosines and signed sines for both halves of a head: x cos + swapped halves of x * sin."""
+    cos, sin = angles
+    return torch.cat((cos, cos), -1), torch.cat((-sin, sin), -1)
+
+
 @dataclass(frozen=True)
 class Angles:
     """Rotary angles of the active rows and of all keys."""

@@ -12,17 +12,17 @@ from weakref import WeakKeyDictionary
 
 import torch
 from jaxtyping import Float
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional
 
 from ..core.attention import Lowered, NoMask
 from ..core.cache import CacheView, KVCache
 from ..core.numerics import ROW_MULTIPLE, RowStableLinear
-from .layers import Layer, RowContext, Told, Vectors, rms_norm
+from .layers import Layer, RowContext, Told, Vectors, doubled_angles, rms_norm
 
 
 def fits_single_row(
-    layers: Sequence[nn.Module], x: Tensor, rows: RowContext, lowered: Lowered,
+    layers: Sequence[Layer], x: Tensor, rows: RowContext, lowered: Lowered,
     view: CacheView | None,
 ) -> bool:  # fmt: skip
     """Say whether a pass is one this path covers: one row per item, all of the past visible.
@@ -40,21 +40,37 @@ def fits_single_row(
         and view.cache.keys[0].dtype == x.dtype
         and rows.cross is None
         and not torch.is_autocast_enabled("cpu")
-        and _all_plain(layers, view.cache)
+        and _weights(layers, view.cache) is not None
     )
 
 
-_PLAIN: WeakKeyDictionary[KVCache, bool] = WeakKeyDictionary()
+Weights = tuple[Layer, Tensor, Tensor, Tensor, Tensor, Tensor]
+"""A layer, then its query-key-value map, temperature, output map and the two maps of the MLP."""
+
+_WEIGHTS: WeakKeyDictionary[KVCache, list[Weights] | None] = WeakKeyDictionary()
 
 
-def _all_plain(layers: Sequence[nn.Module], cache: KVCache) -> bool:
-    """Look at the modules once per rollout."""
-    if cache not in _PLAIN:
-        _PLAIN[cache] = all(_is_plain(layer) for layer in layers)
-    return _PLAIN[cache]
+def _weights(layers: Sequence[Layer], cache: KVCache) -> list[Weights] | None:
+    """Collect the parameters once per rollout; None where a layer is not a plain one."""
+    if cache not in _WEIGHTS:
+        plain = all(_is_plain(layer) for layer in layers)
+        _WEIGHTS[cache] = [_parameters(layer) for layer in layers] if plain else None
+    return _WEIGHTS[cache]
 
 
-def _is_plain(layer: nn.Module) -> bool:
+def _parameters(layer: Layer) -> Weights:
+    attention, mlp = layer.attention, layer.mlp
+    return (
+        layer,
+        attention.to_qkv.weight,
+        attention.temperature,
+        attention.to_out.weight,
+        mlp.to_gate_value.weight,
+        mlp.to_out.weight,
+    )
+
+
+def _is_plain(layer: Layer) -> bool:
     if type(layer) is not Layer or layer.training:
         return False
     attention, mlp = layer.attention, layer.mlp
@@ -64,7 +80,7 @@ def _is_plain(layer: nn.Module) -> bool:
 
 
 def run_single_rows(
-    layers: Sequence[nn.Module], x: Float[Tensor, "b 1 d"], rows: RowContext, view: CacheView
+    layers: Sequence[Layer], x: Float[Tensor, "b 1 d"], rows: RowContext, view: CacheView
 ) -> Float[Tensor, "b 1 d"]:
     """Run all layers on one row per item.
 
@@ -79,44 +95,36 @@ def run_single_rows(
     """
     batch = x.shape[0]
     told = rows.segments[0][2]
+    attention = layers[0].attention
+    sizes = (attention.heads + attention.kv_heads, attention.kv_heads)
+    key_sizes, head_dim = (attention.heads, attention.kv_heads), attention.head_dim
+    grouped = attention.heads != attention.kv_heads
+    cos, sin = doubled_angles(rows.angles.active)
     x = _widen(x[:, 0])
-    for index, layer in enumerate(layers):
+    known = _weights(layers, view.cache)
+    assert known is not None, "only for layers that fit"
+    for index, weights in enumerate(known):
+        layer, to_qkv, temperature, to_out, to_gate_value, to_down = weights
         shift, scale, gate, mlp_shift, mlp_scale, mlp_gate = _wide_vectors(layer, index, told, x)
         normed = torch.addcmul(shift, rms_norm(x), scale)
-        seen = _attend(layer.attention, index, normed, batch, rows.angles.active, view)
+        product = functional.linear(to_qkv, normed).t()[:batch].contiguous()
+        both, value = product.view(batch, -1, 1, head_dim).split(sizes, 1)
+        both = rms_norm(both)
+        both = torch.addcmul(both * cos, both.roll(head_dim // 2, -1), sin)
+        query, key = both.split(key_sizes, 1)
+        key, value = view.extend(index, key, value)
+        seen = functional.scaled_dot_product_attention(
+            query * temperature, key, value, enable_gqa=grouped
+        )
+        seen = functional.linear(to_out, _widen(seen.flatten(1))).t().contiguous()
         x = torch.addcmul(x, seen, gate)
         normed = torch.addcmul(mlp_shift, rms_norm(x), mlp_scale)
         # The product is [channels, rows]: gate and value are its halves without a copy.
-        opened, value = functional.linear(layer.mlp.to_gate_value.weight, normed).chunk(2)
+        opened, value = functional.linear(to_gate_value, normed).chunk(2)
         inner = (functional.silu(opened) * value).t().contiguous()
-        out = functional.linear(layer.mlp.to_out.weight, inner).t().contiguous()
+        out = functional.linear(to_down, inner).t().contiguous()
         x = torch.addcmul(x, out, mlp_gate)
     return x[:batch, None]
-
-
-def _attend(
-    attention: nn.Module, index: int, x: Tensor, batch: int, angles: tuple[Tensor, Tensor],
-    view: CacheView,
-) -> Tensor:  # fmt: skip
-    """Attention of one row per item; `SelfAttention.forward` with rotated keys."""
-    heads, both_heads = attention.heads, attention.heads + attention.kv_heads
-    product = functional.linear(attention.to_qkv.weight, x).t()[:batch].contiguous()
-    product = product.view(batch, -1, 1, attention.head_dim)
-    both = rms_norm(product[:, :both_heads])
-    cos, sin = angles
-    first, second = both.chunk(2, dim=-1)
-    both = torch.cat(
-        (
-            torch.addcmul(first * cos, second, sin, value=-1),
-            torch.addcmul(second * cos, first, sin),
-        ),
-        dim=-1,
-    )
-    query = both[:, :heads] * attention.temperature
-    key, value = view.extend(index, both[:, heads:], product[:, both_heads:])
-    grouped = heads != attention.kv_heads
-    out = functional.scaled_dot_product_attention(query, key, value, enable_gqa=grouped)
-    return functional.linear(attention.to_out.weight, _widen(out.flatten(1))).t().contiguous()
 
 
 def _widen(x: Float[Tensor, "b d"]) -> Float[Tensor, "wide d"]:
