@@ -1,6 +1,6 @@
 """Every recipe learns: the run its file describes is repeated and beats its baseline.
 
-Short runs of three kinds of recipe stand in for all of them in the default suite.
+Short runs of two recipes stand in for all of them in the default suite.
 """
 
 import pytest
@@ -31,7 +31,7 @@ def test_the_stated_value_beats_the_stated_baseline_clearly(name: str) -> None:
     assert learns.baseline - learns.value > 0.15 * abs(learns.baseline)
 
 
-@pytest.mark.parametrize(("name", "gain"), [("llamagen", 0.4), ("maskgit", 0.2), ("givt", 0.0)])
+@pytest.mark.parametrize(("name", "gain"), [("llamagen", 0.4), ("maskgit", 0.2)])
 def test_a_shorter_run_already_beats_the_baseline(name: str, gain: float) -> None:
     report = learning_check(load_recipe(name), 40, pictures=0)
     assert report.baseline - report.value > gain

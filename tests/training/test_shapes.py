@@ -64,7 +64,7 @@ def test_no_linear_prediction_beats_the_slot_gaussian(target: str) -> None:
     values = gaussian_values()
     noise = torch.randn(values.shape, generator=torch.Generator().manual_seed(1))
     share = torch.full((len(values), 1, 1), 0.6)
-    path = Path(1 - share, share, share * 0 - (target == "velocity"), share * 0 + 1)
+    path = Path(1 - share, share, share * 0 - float(target == "velocity"), share * 0 + 1)
     sample = path.signal * values + path.noise * noise
     wanted = path.clean_share * values + path.noise_share * noise
     predicted = SlotGaussians(values).predict(sample, path, torch.tensor([0]))
