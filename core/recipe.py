@@ -165,7 +165,10 @@ class TextSpec(_Section):
 
 
 class TrainSpec(_Section):
-    """Defaults of `blockloom train` for this recipe."""
+    """Defaults of `blockloom train` for this recipe.
+
+    `init_from` names a trained pipeline folder whose model of the same shape is trained on.
+    """
 
     steps: int = Field(1000, ge=1)
     batch_size: int = Field(64, ge=1)
@@ -177,6 +180,7 @@ class TrainSpec(_Section):
     lr_schedule: Literal["cosine", "constant"] = "cosine"
     save_every: int = Field(500, ge=1)
     seed: int = Field(0, ge=0)
+    init_from: str | None = None
 
 
 class LearnsSpec(_Section):

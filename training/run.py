@@ -162,6 +162,8 @@ def _train_model(
     with torch.random.fork_rng(devices=[]):
         torch.random.default_generator.manual_seed(recipe.train.seed)  # initial weights only
         model = build_model(recipe, tokenizer)
+    if recipe.train.init_from is not None:
+        start_from(model, Path(recipe.train.init_from))
     ids = model.text_encoder.tokenize(items.captions)
     stage = ModelStage(model, values, ids, items.captions)
     checked = mask_self_check(stage, torch.Generator().manual_seed(recipe.train.seed))
@@ -180,6 +182,7 @@ def build_model(recipe: Recipe, tokenizer: Any) -> GenerativeModel:
     plain = recipe.model_dump(mode="json")
     for machine_detail in ("path", "train"):  # how this run got its tokenizer is not the model's
         plain["tokenizer"].pop(machine_detail, None)
+    plain["train"]["init_from"] = None
     return GenerativeModel(
         recipe=plain,
         height=height,
@@ -188,6 +191,20 @@ def build_model(recipe: Recipe, tokenizer: Any) -> GenerativeModel:
         codebook_size=tokenizer.codebook_size,
         latent_channels=tokenizer.latent_channels,
     )
+
+
+def start_from(model: GenerativeModel, folder: Path) -> None:
+    """Copy the weights of a trained pipeline's model.
+
+    Raises:
+        ModelError: no model in the folder, or one of another shape.
+    """
+    trained, _ = load_pipeline_parts(folder)
+    try:
+        model.load_state_dict(trained.state_dict())
+    except RuntimeError as error:
+        reason = str(error).splitlines()[-1].strip()
+        raise ModelError(f"train.init_from {folder.name} does not fit: {reason}") from error
 
 
 @torch.no_grad()
