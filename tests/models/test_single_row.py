@@ -1,0 +1,102 @@
+"""The one-row decode path: the same bits as the layers called one by one, for every batch."""
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from blockloom.core.numerics import RowStableLinear, row_stable_linear
+from blockloom.core.recipe import load_recipe
+from blockloom.core.sampling import item_generator
+from blockloom.models import backbone
+from blockloom.models.generate import Request, start
+from blockloom.models.generator import GenerativeModel
+
+SIZES = (
+    ["backbone.dim=64", "backbone.heads=4"],
+    ["backbone.dim=48", "backbone.heads=4", "backbone.kv_heads=2"],
+    ["backbone.dim=20", "backbone.heads=2"],
+)
+GUIDED = ["condition.adaln=true", "condition.modulate=[clean,noisy]", "schedule.guidance_scale=2.0"]
+
+
+def tiny(settings: list[str]) -> GenerativeModel:
+    recipe = load_recipe("image/llamagen", ["backbone.layers=2", *settings])
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = GenerativeModel(recipe.model_dump(mode="json"), 2, 3, codebook_size=7)
+        for parameter in model.parameters():
+            nn.init.normal_(parameter, std=0.2)
+    return model.eval()
+
+
+def decode(model: GenerativeModel, items: int) -> tuple[Tensor, Tensor]:
+    """Hidden states of all one-row passes, and the codes."""
+    prompts = [f"prompt {i}" for i in range(items)]
+    rollout = start(model, Request(prompts, [item_generator(0, i) for i in range(items)]))
+    passes: list[Tensor] = []
+    rollout.record = lambda layout, hidden: passes.append(hidden)
+    for _ in rollout.events():
+        pass
+    return torch.cat(passes[1:], 1), rollout.values
+
+
+@pytest.mark.parametrize("extra", [[], GUIDED], ids=["plain", "guided"])
+@pytest.mark.parametrize("size", SIZES, ids=lambda size: size[0])
+def test_it_equals_the_layers_bit_for_bit_for_every_batch(size, extra, monkeypatch):
+    model = tiny([*size, *extra])
+    answers: list[bool] = []
+    real = backbone.fits_single_row
+
+    def asked(*args: object) -> bool:
+        answers.append(real(*args))
+        return answers[-1]
+
+    with torch.no_grad():
+        alone = decode(model, 1)
+        for items in (1, 2, 4, 5, 9):
+            monkeypatch.setattr(backbone, "fits_single_row", asked)
+            fast = decode(model, items)
+            monkeypatch.setattr(backbone, "fits_single_row", lambda *args: False)
+            slow = decode(model, items)
+            assert torch.equal(fast[0], slow[0]) and torch.equal(fast[1], slow[1])
+            rows = [0, items] if extra else [0]  # the first item of each guidance branch
+            assert torch.equal(fast[0][rows], alone[0])
+            assert torch.equal(fast[1][:1], alone[1])
+    # Five passes after the prompt's for each of the batches that fit into eight rows.
+    assert sum(answers) == 5 * (3 if extra else 4)
+
+
+def test_adapters_and_hooks_take_the_modules():
+    model = tiny(SIZES[0])
+    calls: list[int] = []
+    with torch.no_grad():
+        plain = decode(model, 1)
+        handle = model.backbone.layers[0].register_forward_hook(lambda *_: calls.append(1))
+        hooked = decode(model, 1)
+        handle.remove()
+        assert len(calls) == 6 and torch.equal(plain[0], hooked[0])
+
+        class Doubled(RowStableLinear):
+            def forward(self, x: Tensor) -> Tensor:
+                return 2 * super().forward(x)
+
+        old = model.backbone.layers[0].mlp.to_out
+        new = Doubled(old.in_features, old.out_features, bias=False).eval()
+        new.load_state_dict(old.state_dict())
+        model.backbone.layers[0].mlp.to_out = new
+        assert not torch.equal(decode(model, 1)[0], plain[0])
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize(("features", "out"), [(3, 5), (16, 1), (33, 100), (64, 192), (256, 768)])
+def test_single_rows_do_not_depend_on_the_batch(dtype, features, out):
+    generator = torch.Generator().manual_seed(features)
+    weight = torch.randn(out, features, generator=generator, dtype=dtype)
+    bias = torch.randn(out, generator=generator, dtype=dtype)
+    rows = torch.randn(19, 1, features, generator=generator, dtype=dtype)
+    with torch.no_grad():
+        full = row_stable_linear(rows, weight, bias)
+        plain = nn.functional.linear(rows, weight, bias)
+        torch.testing.assert_close(full, plain, rtol=1e-5, atol=1e-4)  # sums of size 50
+        for count in range(1, 19):
+            assert torch.equal(row_stable_linear(rows[:count], weight, bias), full[:count]), count
