@@ -263,11 +263,36 @@ def sample_codes(
     if len(banned_ids):
         logits = _ban(logits, banned_ids)
     filtered = filter_logits(logits, temperature, top_k, top_p, order=order)
-    if temperature == 0.0:
-        codes = filtered.argmax(dim=-1)
-    else:
-        codes = _invert_cumulative(filtered.softmax(dim=-1), generators)
+    codes = _pick(filtered, generators, temperature)
     return codes, token_stats(logits if conf_from == "raw" else filtered, codes)
+
+
+def draw_codes(
+    logits: Float[Tensor, "batch tokens vocab"],
+    generators: Sequence[torch.Generator],
+    temperature: float = 1.0,
+    top_k: int | None = None,
+    top_p: float | None = None,
+) -> Int[Tensor, "batch tokens"]:
+    """Draw the codes `sample_codes` draws, without measuring how sure the model was.
+
+    Args:
+        logits: See `sample_codes`.
+        generators: One CPU generator per batch row.
+        temperature: See `sample_codes`.
+        top_k: See `filter_logits`.
+        top_p: See `filter_logits`.
+
+    Returns:
+        Codes int64 [batch, tokens].
+    """
+    return _pick(filter_logits(logits, temperature, top_k, top_p), generators, temperature)
+
+
+def _pick(filtered: Tensor, generators: Sequence[torch.Generator], temperature: float) -> Tensor:
+    if temperature == 0.0:
+        return filtered.argmax(dim=-1)
+    return _invert_cumulative(filtered.softmax(dim=-1), generators)
 
 
 def _ban(logits: Tensor, banned_ids: Sequence[int]) -> Tensor:

@@ -282,7 +282,9 @@ class ModelDecoder:
             "temperature": row.temperature,
         }
         if self.model.head.value == "code":
-            settings |= {"top_k": self.top_k, "top_p": self.top_p}
+            # One token in one row: there is no other to prefer, so nobody asks how sure it was.
+            measure = len(source) > 1 or not row.is_last
+            settings |= {"top_k": self.top_k, "top_p": self.top_p, "measure": measure}
             if hasattr(self.model, "allowed"):
                 settings["allowed"] = self.model.allowed[source]
         sample = self.model.head.sample(cond, generators, **settings)

@@ -15,7 +15,7 @@ from torch.nn import functional
 
 from ...core.errors import check_range
 from ...core.numerics import RowStableLinear
-from ...core.sampling import TokenStats, sample_codes
+from ...core.sampling import TokenStats, draw_codes, sample_codes
 from .base import Head, HeadSample, check_sizes, guided, zero_init
 
 
@@ -98,6 +98,7 @@ class CategoricalHead(Head):
         top_k: int | None = None,
         top_p: float | None = None,
         allowed: Bool[Tensor, "tokens vocab"] | None = None,
+        measure: bool = True,
     ) -> HeadSample:
         """Draw the codes of every token.
 
@@ -110,6 +111,7 @@ class CategoricalHead(Head):
             top_k: Keep this many codes, or None for all.
             top_p: Keep the smallest set with this much probability, or None for all.
             allowed: Codes each token may take (mixed vocabularies), or None for all.
+            measure: False skips the confidence numbers, for callers with nothing to choose.
 
         Returns:
             Codes, confidence numbers averaged over codebooks (probability: geometric mean) and
@@ -120,6 +122,9 @@ class CategoricalHead(Head):
         if allowed is not None:
             scores = scores.masked_fill(~allowed[:, None], -torch.inf)
         flat = rearrange(scores.float(), "b m k v -> b (m k) v")
+        if not measure:
+            codes = draw_codes(flat, generators, temperature, top_k, top_p)
+            return HeadSample(rearrange(codes, "b (m k) -> b m k", k=self.num_codebooks))
         codes, stats = sample_codes(
             flat, generators, temperature=temperature, top_k=top_k, top_p=top_p
         )
