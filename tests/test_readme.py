@@ -70,7 +70,7 @@ def test_python_example_runs(
     source = block[1].replace("blockloom/emoji", str(tiny_model))
     assert len(source.strip().splitlines()) <= 7
     exec(compile(source, "README.md", "exec"), {})
-    assert (tmp_path / "apple.png").is_file()
+    assert (tmp_path / "face.png").is_file()
 
 
 @pytest.mark.parametrize("document", ["README.md", "CONTRIBUTING.md", "SECURITY.md"])
