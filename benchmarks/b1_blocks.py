@@ -12,7 +12,7 @@ PASS_RATIO = 5.1  # 0.75 of the closed form's linear part at 16 blocks and 4 ste
 
 def run(
     device: torch.device, *, dim: int = 256, layers: int = 4, heads: int = 4, tokens: int = 64,
-    blocks: int = 16, steps: int = 4, codes: int = 1024, repeats: int = 3,
+    blocks: int = 16, steps: int = 4, codes: int = 256, repeats: int = 3,
 ) -> list[Row]:  # fmt: skip
     """Measure one shape: `blocks` runs of `tokens` tokens in raster order."""
     sizes = [f"backbone.dim={dim}", f"backbone.layers={layers}", f"backbone.heads={heads}"]

@@ -33,7 +33,7 @@ def cached_cost(blocks: int, tokens: int, dim: int, layers: int, params: int, st
 
 def run(
     device: torch.device, *, dim: int = 256, layers: int = 4, heads: int = 4, tokens: int = 64,
-    blocks: tuple[int, ...] = (4, 8, 16), steps: int = 4, codes: int = 1024, repeats: int = 3,
+    blocks: tuple[int, ...] = (4, 8, 16), steps: int = 4, codes: int = 256, repeats: int = 3,
 ) -> list[Row]:  # fmt: skip
     """Measure the speed-up at every number of blocks and the slopes between them."""
     rows: list[Row] = []

@@ -100,3 +100,20 @@ def test_single_rows_do_not_depend_on_the_batch(dtype, features, out):
         torch.testing.assert_close(full, plain, rtol=1e-5, atol=1e-4)  # sums of size 50
         for count in range(1, 19):
             assert torch.equal(row_stable_linear(rows[:count], weight, bias), full[:count]), count
+
+
+@pytest.mark.parametrize("recipe", ["llamagen", "block_masked", "maskgil"])
+def test_keys_rotated_at_write_or_at_read_give_the_same_bits(recipe):
+    passes = {}
+    for keys in ("rotated", "unrotated"):
+        sizes = ["backbone.dim=48", "backbone.heads=4", "backbone.layers=2", "schedule.steps=2"]
+        spec = load_recipe(f"image/{recipe}", [*sizes, f"cache.keys={keys}"])
+        with torch.random.fork_rng():
+            torch.manual_seed(0)
+            model = GenerativeModel(spec.model_dump(mode="json"), 2, 3, codebook_size=7).eval()
+            for parameter in model.parameters():
+                nn.init.normal_(parameter, std=0.2)
+        with torch.no_grad():
+            passes[keys] = decode(model, 2)
+    assert torch.equal(passes["rotated"][1], passes["unrotated"][1])
+    assert torch.equal(passes["rotated"][0], passes["unrotated"][0])
