@@ -14,7 +14,6 @@ from typing import Any
 
 import torch
 import torch.nn.attention.flex_attention as flex_module
-import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 from torch.nn.attention.bias import causal_lower_right
@@ -32,6 +31,7 @@ from .lowering import (
     lower,
     mask_predicate,
 )
+from .numerics import item_stable_attention
 
 __all__ = [
     "BACKENDS",
@@ -92,8 +92,7 @@ def attend(
 
 
 def _sdpa(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Tensor:
-    is_grouped = query.shape[1] != key.shape[1]
-    return F.scaled_dot_product_attention(query, key, value, mask, enable_gqa=is_grouped)
+    return item_stable_attention(query, key, value, mask)
 
 
 def _attend_rectangles(

@@ -81,6 +81,47 @@ def _single_rows(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     return pieces[0] if len(pieces) == 1 else torch.cat(pieces)
 
 
+def item_stable_attention(
+    query: Float[Tensor, "batch heads queries head_dim"],
+    key: Float[Tensor, "batch kv_heads keys head_dim"],
+    value: Float[Tensor, "batch kv_heads keys value_dim"],
+    mask: Tensor | None = None,
+) -> Float[Tensor, "batch heads queries value_dim"]:
+    """Scaled dot product attention whose bits do not depend on the other items of the batch.
+
+    The CPU kernel gives heads to threads, and each thread a scratch buffer with an alignment of
+    its own, which shows in the last bits. Alone, an item always meets the same threads; so on a
+    CPU with several threads and without gradients items run one by one.
+
+    Args:
+        query: Queries.
+        key: Keys; `heads` may be a multiple of `kv_heads`.
+        value: Values.
+        mask: Boolean (True = visible) or additive, broadcast over batch and heads; or None.
+
+    Returns:
+        Attention output.
+    """
+    grouped = query.shape[1] != key.shape[1]
+    alone = len(query) == 1 or query.device.type != "cpu" or torch.is_grad_enabled()
+    if alone or torch.get_num_threads() == 1:
+        return functional.scaled_dot_product_attention(query, key, value, mask, enable_gqa=grouped)
+    per_item = mask is not None and mask.ndim == 4 and mask.shape[0] > 1
+    parts = []
+    for item in range(len(query)):
+        own = slice(item, item + 1)
+        parts.append(
+            functional.scaled_dot_product_attention(
+                query[own],
+                key[own],
+                value[own],
+                mask[own] if per_item and mask is not None else mask,
+                enable_gqa=grouped,
+            )
+        )
+    return torch.cat(parts)
+
+
 class RowStableLinear(nn.Linear):
     """`nn.Linear` that keeps an item's bits independent of the batch size in eval mode.
 

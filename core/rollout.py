@@ -133,6 +133,7 @@ class Rollout:
         self.pending: list[Layout] = [] if plan.prompt is None else [plan.prompt]
         self.context: list[Layout] = []
         self.num_passes = self.num_forwarded = 0
+        self._rows: dict[int, list[Row]] = {}
 
     # -- passes -----------------------------------------------------------------------------
 
@@ -268,7 +269,7 @@ class Rollout:
         plan, scheduler = self.plan, self.scheduler
         source = plan.sources(block)
         left = int((~self.is_known[:, source]).sum(1).max())
-        rows = scheduler.rows(left, None if self.num_steps is None else min(self.num_steps, left))
+        rows = self._planned_rows(left)
         streams = self._streams()
         rank = self._rank(source, streams)
         for row in rows:
@@ -287,6 +288,13 @@ class Rollout:
             )
             self.is_known[:, source] |= accepted
             yield self._row_event(block, row, source, is_masked, accepted, score)
+
+    def _planned_rows(self, left: int) -> list[Row]:
+        """Rows of a block with `left` open slots; blocks of one size share their plan."""
+        if left not in self._rows:
+            steps = None if self.num_steps is None else min(self.num_steps, left)
+            self._rows[left] = self.scheduler.rows(left, steps)
+        return self._rows[left]
 
     def _streams(self) -> list[torch.Generator]:
         """Start every item's random stream for one block.

@@ -155,9 +155,7 @@ def filter_logits(
     Raises:
         UsageError: A negative temperature or top_k, top_p outside (0, 1], an unknown filter.
     """
-    check_range("temperature", temperature, 0.0)
-    check_range("top_k", top_k or 0, 0)
-    check_range("top_p", 1.0 if top_p is None else top_p, 0.0, 1.0, open_low=True)
+    check_filters(temperature, top_k, top_p)
     logits = logits.float()
     for name in order:
         check_one_of("filter order", name, FILTERS)
@@ -169,6 +167,17 @@ def filter_logits(
         elif name == "top_p" and top_p is not None and top_p < 1.0:
             logits = _nucleus(logits, top_p)
     return logits
+
+
+def check_filters(temperature: float, top_k: int | None, top_p: float | None) -> None:
+    """Refuse filter settings outside their ranges.
+
+    Raises:
+        UsageError: A negative temperature or top_k, or top_p outside (0, 1].
+    """
+    check_range("temperature", temperature, 0.0)
+    check_range("top_k", top_k or 0, 0)
+    check_range("top_p", 1.0 if top_p is None else top_p, 0.0, 1.0, open_low=True)
 
 
 def _sharpen(logits: Tensor, temperature: float) -> Tensor:
@@ -286,6 +295,9 @@ def draw_codes(
     Returns:
         Codes int64 [batch, tokens].
     """
+    if temperature == 0.0:
+        check_filters(temperature, top_k, top_p)
+        return logits.argmax(dim=-1)  # no filter drops the best code
     return _pick(filter_logits(logits, temperature, top_k, top_p), generators, temperature)
 
 

@@ -22,7 +22,7 @@ from torch.nn import functional
 from ..core.attention import Lowered, attend
 from ..core.cache import CacheView
 from ..core.layout import Copy, Layout
-from ..core.numerics import RowStableLinear, row_stable_activation
+from ..core.numerics import RowStableLinear, item_stable_attention, row_stable_activation
 from ..core.positions import rope_angles, rotate
 
 
@@ -36,7 +36,7 @@ def level_features(level: Float[Tensor, "*lead"], dim: int) -> Float[Tensor, "*l
 
 def rms_norm(x: Float[Tensor, "*lead dim"]) -> Float[Tensor, "*lead dim"]:
     """Divide by the root mean square of the last axis (no gain: modulation supplies it)."""
-    return functional.rms_norm(x, (x.shape[-1],), eps=1e-6)
+    return torch.rms_norm(x, (x.shape[-1],), None, 1e-6)
 
 
 class Run(NamedTuple):
@@ -173,15 +173,15 @@ class SelfAttention(nn.Module):
     ) -> Tensor:
         """Attend from the active rows to the cached and active rows."""
         heads = split_heads(self.to_qkv(x), self.head_dim)
-        both, value = heads.split((self.heads + self.kv_heads, self.kv_heads), dim=1)
+        both, value = heads.split_with_sizes((self.heads + self.kv_heads, self.kv_heads), dim=1)
         both = rms_norm(both)
         if view is None or view.cache.rotated:
             both = rotate(both, angles.active)
-            query, key = both.split((self.heads, self.kv_heads), dim=1)
+            query, key = both.split_with_sizes((self.heads, self.kv_heads), dim=1)
             if view is not None:
                 key, value = view.extend(layer, key, value)
         else:
-            query, key = both.split((self.heads, self.kv_heads), dim=1)
+            query, key = both.split_with_sizes((self.heads, self.kv_heads), dim=1)
             query = rotate(query, angles.active)
             key, value = view.extend(layer, key, value)
             key = rotate(key, angles.keys)
@@ -212,9 +212,8 @@ class CrossAttention(nn.Module):
         """Add what the words say."""
         query = rearrange(self.to_query(rms_norm(x)), "b n (h d) -> b h n d", h=self.heads)
         key, value = (part.to(query.dtype) for part in memory)
-        out = functional.scaled_dot_product_attention(
-            query, key, value, attn_mask=valid[:, None, None, :].to(query.device)
-        )
+        mask = valid[:, None, None, :].to(query.device)
+        out = item_stable_attention(query, key, value, mask)
         return self.to_out(rearrange(out, "b h n d -> b n (h d)"))
 
 

@@ -17,7 +17,7 @@ from torch.nn import functional
 
 from ..core.attention import Lowered, NoMask
 from ..core.cache import CacheView, KVCache
-from ..core.numerics import ROW_MULTIPLE, RowStableLinear
+from ..core.numerics import ROW_MULTIPLE, RowStableLinear, item_stable_attention
 from .layers import Layer, RowContext, Told, Vectors, doubled_angles, rms_norm
 
 
@@ -98,7 +98,6 @@ def run_single_rows(
     attention = layers[0].attention
     sizes = (attention.heads + attention.kv_heads, attention.kv_heads)
     key_sizes, head_dim = (attention.heads, attention.kv_heads), attention.head_dim
-    grouped = attention.heads != attention.kv_heads
     cos, sin = doubled_angles(rows.angles.active)
     x = _widen(x[:, 0])
     known = _weights(layers, view.cache)
@@ -108,14 +107,12 @@ def run_single_rows(
         shift, scale, gate, mlp_shift, mlp_scale, mlp_gate = _wide_vectors(layer, index, told, x)
         normed = torch.addcmul(shift, rms_norm(x), scale)
         product = functional.linear(to_qkv, normed).t()[:batch].contiguous()
-        both, value = product.view(batch, -1, 1, head_dim).split(sizes, 1)
+        both, value = product.view(batch, -1, 1, head_dim).split_with_sizes(sizes, 1)
         both = rms_norm(both)
         both = torch.addcmul(both * cos, both.roll(head_dim // 2, -1), sin)
-        query, key = both.split(key_sizes, 1)
+        query, key = both.split_with_sizes(key_sizes, 1)
         key, value = view.extend(index, key, value)
-        seen = functional.scaled_dot_product_attention(
-            query * temperature, key, value, enable_gqa=grouped
-        )
+        seen = item_stable_attention(query * temperature, key, value)
         seen = functional.linear(to_out, _widen(seen.flatten(1))).t().contiguous()
         x = torch.addcmul(x, seen, gate)
         normed = torch.addcmul(mlp_shift, rms_norm(x), mlp_scale)

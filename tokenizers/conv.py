@@ -16,6 +16,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ..core.numerics import item_stable_attention
+
 
 class ResidualConv(nn.Module):
     """Two 3x3 convolutions after one group norm, added to the input."""
@@ -72,7 +74,7 @@ class GridAttention(nn.Module):
         tokens = rearrange(features, "b c h w -> b (h w) c")
         qkv = self.to_qkv(self.norm_attention(tokens + self.position))
         query, key, value = rearrange(qkv, "b n (s h d) -> s b h n d", s=3, h=self.heads)
-        mixed = F.scaled_dot_product_attention(query, key, value)
+        mixed = item_stable_attention(query, key, value)
         tokens = tokens + self.to_out(rearrange(mixed, "b h n d -> b n (h d)"))
         tokens = tokens + self.feed_out(F.silu(self.feed_in(self.norm_feed(tokens))))
         return rearrange(tokens, "b (h w) c -> b c h w", h=height)

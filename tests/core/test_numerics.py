@@ -7,6 +7,7 @@ from torch.nn import functional
 from blockloom.core.numerics import (
     RowStableActivation,
     RowStableLinear,
+    item_stable_attention,
     row_stable_linear,
 )
 
@@ -73,3 +74,27 @@ def test_activation_rows_are_bit_equal_and_right(kind, width):
     rows.requires_grad_()
     activate(rows).sum().backward()
     assert rows.grad.isfinite().all()
+
+
+def test_attention_of_an_item_does_not_depend_on_its_neighbours_with_two_threads():
+    # One query, twelve keys, four heads: the kernel gives a lone item's heads to both threads.
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        for heads, keys, dim in ((4, 12, 16), (4, 9, 12), (2, 31, 20)):
+            generator = torch.Generator().manual_seed(keys)
+            query = torch.randn(5, heads, 1, dim, generator=generator)
+            key = torch.randn(5, heads, keys, dim, generator=generator)
+            value = torch.randn(5, heads, keys, dim, generator=generator)
+            mask = torch.rand(5, 1, 1, keys, generator=generator) > 0.3
+            with torch.no_grad():
+                for chosen in (None, mask):
+                    together = item_stable_attention(query, key, value, chosen)
+                    for item in range(5):
+                        own = slice(item, item + 1)
+                        alone = item_stable_attention(
+                            query[own], key[own], value[own], None if chosen is None else mask[own]
+                        )
+                        assert torch.equal(together[own], alone)
+    finally:
+        torch.set_num_threads(before)
