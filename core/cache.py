@@ -40,6 +40,7 @@ class CacheView:
     start: int | Tensor
     length: int
     is_batched: bool
+    only_keys: bool = False
 
     @cached_property
     def past(self) -> Layout:
@@ -193,12 +194,16 @@ class KVCache:
         self.keys[layer].scatter_(2, index, kept_key)
         self.values[layer].scatter_(2, index, kept_value)
 
-    def view(self, active: Layout, *, keep: Tensor | None = None) -> CacheView:
+    def view(
+        self, active: Layout, *, keep: Tensor | None = None, only_keys: bool = False
+    ) -> CacheView:
         """Open a pass over the written entries.
 
         Args:
             active: Attributes of the tokens about to run (1-D, or one row per batch row).
             keep: Indices of the active tokens to stage; None = peek, nothing is stored.
+            only_keys: Nobody will read the hidden states of this pass, so the last layer may stop
+                at its keys and values.
 
         Raises:
             CacheFull: the kept tokens do not fit behind `written`.
@@ -212,7 +217,8 @@ class KVCache:
         self._wipe_free()  # what an earlier peek left there must not be readable
         aligned = self.aligned
         start = length if aligned else self.written.clone()
-        return CacheView(self, active, keep, start, length, not (aligned and self._uniform))
+        is_batched = not (aligned and self._uniform)
+        return CacheView(self, active, keep, start, length, is_batched, only_keys)
 
     def _row_layout(self, length: int) -> Layout:
         """Attributes once for all rows: so far every write gave all rows the same ones."""

@@ -153,7 +153,7 @@ class Rollout:
 
     def _pass(
         self, active: list[Layout], keep: int, *, block_values: Tensor | None = None,
-        level: float | None = None,
+        level: float | None = None, only_keys: bool = False,
     ) -> Tensor:  # fmt: skip
         """Run rows against the past and keep the first `keep` of them in the cache.
 
@@ -170,7 +170,7 @@ class Rollout:
         view = None
         if self.cache is not None:
             kept = torch.arange(keep) if keep else None
-            view = self.cache.view(layout, keep=kept)
+            view = self.cache.view(layout, keep=kept, only_keys=only_keys)
         lowered = plan.lowered(layout, view)
         hidden = self.decoder.forward(values, is_masked, layout, rows_level.float(), lowered, view)
         self.num_passes += 1
@@ -189,7 +189,8 @@ class Rollout:
             return
         rows, self.pending = self.pending, []
         if self.cache is not None:
-            self._pass(rows, sum(r.num_tokens for r in rows))
+            count = sum(r.num_tokens for r in rows)
+            self._pass(rows, count, only_keys=self.record is None)
         self.context += rows
 
     def predict_rows(self, block: int, **how: Any) -> Tensor:

@@ -279,7 +279,8 @@ class BlockTransformer(ModelMixin, ConfigMixin):
             view: Open pass of the cache, or None.
 
         Returns:
-            Final hidden states of the active rows, normalised and modulated.
+            Final hidden states of the active rows, normalised and modulated; for a view that asks
+            for keys only, whatever the last layer would have read.
         """
         if layout.is_batched:
             raise ValueError("the backbone takes one layout for the batch; got one per item")
@@ -292,12 +293,22 @@ class BlockTransformer(ModelMixin, ConfigMixin):
         if view is not None and fits_single_row(self._stack, x, rows, lowered, view):
             x = run_single_rows(self._stack, x, rows, view)
             return self._finish(x, rows)
+        if view is not None and view.only_keys and not torch.is_grad_enabled():
+            return self._store(x, rows, lowered, view)
         for index, layer in enumerate(self.layers):
             if self.gradient_checkpointing and self.training:
                 x = checkpoint(layer, x, index, rows, lowered, view, use_reentrant=False)
             else:
                 x = layer(x, index, rows, lowered, view)
         return self._finish(x, rows)
+
+    def _store(self, x: Tensor, rows: RowContext, lowered: Lowered, view: CacheView) -> Tensor:
+        """Run a pass that only fills the cache: the last layer stops at its keys and values."""
+        *before, last = self._stack
+        for index, layer in enumerate(before):
+            x = layer(x, index, rows, lowered, view)
+        last.store(x, len(before), rows, view)
+        return x
 
     def _finish(self, x: Tensor, rows: RowContext) -> Tensor:
         """Normalise and modulate the output of the last layer."""

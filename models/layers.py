@@ -172,22 +172,35 @@ class SelfAttention(nn.Module):
         self, x: Tensor, layer: int, angles: Angles, lowered: Lowered, view: CacheView | None
     ) -> Tensor:
         """Attend from the active rows to the cached and active rows."""
-        heads = split_heads(self.to_qkv(x), self.head_dim)
-        both, value = heads.split_with_sizes((self.heads + self.kv_heads, self.kv_heads), dim=1)
-        both = rms_norm(both)
-        if view is None or view.cache.rotated:
-            both = rotate(both, angles.active)
-            query, key = both.split_with_sizes((self.heads, self.kv_heads), dim=1)
-            if view is not None:
-                key, value = view.extend(layer, key, value)
+        if view is None:
+            query, key, value = self._project(x, angles.active)
+        elif view.cache.rotated:
+            query, key, value = self._project(x, angles.active)
+            key, value = view.extend(layer, key, value)
         else:
-            query, key = both.split_with_sizes((self.heads, self.kv_heads), dim=1)
+            query, key, value = self._project(x, None)
             query = rotate(query, angles.active)
             key, value = view.extend(layer, key, value)
             key = rotate(key, angles.keys)
         query = query * self.temperature.to(query.dtype)
         out = attend(query, key.to(query.dtype), value.to(query.dtype), lowered)
         return self.to_out(join_heads(out))
+
+    def store(self, x: Tensor, layer: int, angles: Angles, view: CacheView) -> None:
+        """Stage keys and values without attending."""
+        _, key, value = self._project(x, angles.active if view.cache.rotated else None)
+        view.extend(layer, key, value)
+
+    def _project(
+        self, x: Tensor, angles: tuple[Tensor, Tensor] | None
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Normalised queries and keys, rotated where angles are given, and values."""
+        heads = split_heads(self.to_qkv(x), self.head_dim)
+        both, value = heads.split_with_sizes((self.heads + self.kv_heads, self.kv_heads), dim=1)
+        both = rms_norm(both)
+        both = both if angles is None else rotate(both, angles)
+        query, key = both.split_with_sizes((self.heads, self.kv_heads), dim=1)
+        return query, key, value
 
 
 class CrossAttention(nn.Module):
@@ -259,6 +272,13 @@ class Layer(nn.Module):
             x = x + torch.where(rows.sees_words[..., None], added, 0.0)
         normed = modulate(rms_norm(x), parts, shift=3, scale=4)
         return add_gated(x, self.mlp(normed), parts, gate=5)
+
+    def store(self, x: Tensor, layer: int, rows: RowContext, view: CacheView) -> None:
+        """Stage this layer's keys and values: all that a commit pass needs of the last layer."""
+        parts = [(a, b, self.vectors(layer, told)) for a, b, told in rows.segments]
+        self.attention.store(
+            modulate(rms_norm(x), parts, shift=0, scale=1), layer, rows.angles, view
+        )
 
     def vectors(self, layer: int, told: Told) -> Vectors:
         """Vectors of this layer for rows of one kind; kept while gradients are off."""

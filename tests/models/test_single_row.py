@@ -117,3 +117,28 @@ def test_keys_rotated_at_write_or_at_read_give_the_same_bits(recipe):
             passes[keys] = decode(model, 2)
     assert torch.equal(passes["rotated"][1], passes["unrotated"][1])
     assert torch.equal(passes["rotated"][0], passes["unrotated"][0])
+
+
+@pytest.mark.parametrize("recipe", ["block_masked", "maskgil"])
+def test_commit_passes_that_stop_at_the_keys_leave_the_same_cache(recipe):
+    sizes = ["backbone.dim=48", "backbone.heads=4", "backbone.layers=2", "schedule.steps=2"]
+    spec = load_recipe(f"image/{recipe}", sizes)
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = GenerativeModel(spec.model_dump(mode="json"), 2, 3, codebook_size=7).eval()
+        for parameter in model.parameters():
+            nn.init.normal_(parameter, std=0.2)
+    ends = []
+    with torch.no_grad():
+        for whole in (True, False):
+            rollout = start(model, Request(["a", "b"], [item_generator(0, i) for i in range(2)]))
+            if whole:  # somebody looks at every pass, so none may be cut short
+                rollout.record = lambda layout, hidden: None
+            for _ in rollout.events():
+                pass
+            ends.append((rollout.values, rollout.cache.snapshot()))
+    assert torch.equal(ends[0][0], ends[1][0])
+    used = int(ends[0][1]["written"][0])
+    for name, tensor in ends[0][1].items():
+        cut = (slice(None), slice(None), slice(used)) if name.startswith(("keys", "values")) else ()
+        assert torch.equal(tensor[cut], ends[1][1][name][cut]), name
