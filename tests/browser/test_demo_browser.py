@@ -37,6 +37,21 @@ STATE = """() => {
           sources: [...box.querySelectorAll('img')].map(image => image.src)};
 }"""
 
+# A small model is done within a few frames: the page itself notes every change, polling would not.
+RECORD = f"""() => {{
+  window.seen = []; window.kinds = [];
+  const note = () => {{
+    const state = ({STATE})();
+    window.kinds.push(state.kind);
+    const source = state.sources[0];
+    if (source && !window.seen.some(pair => pair[0] === source))
+      window.seen.push([source, state.done]);
+  }};
+  if (window.recorder) window.recorder.disconnect();
+  window.recorder = new MutationObserver(note);
+  window.recorder.observe(document.body, {{subtree: true, childList: true, attributes: true}});
+}}"""
+
 pytestmark = [
     pytest.mark.slow,
     pytest.mark.skipif(
@@ -58,7 +73,7 @@ def row_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from blockloom.pipelines.image import ImagePipeline
     from blockloom.tokenizers.build import build_tokenizer
 
-    sizes = ["backbone.dim=96", "backbone.layers=2", "backbone.heads=4", "schedule.steps=4"]
+    sizes = ["backbone.dim=384", "backbone.layers=12", "backbone.heads=6", "schedule.steps=4"]
     recipe = load_recipe("image/block_masked", sizes)
     tokenizer: Any = build_tokenizer({"kind": "palette", "image_size": 64, "patch": 8})
     with torch.random.fork_rng():
@@ -151,6 +166,8 @@ class Visitor:
         return field
 
     def click(self, button: str) -> None:
+        if button != "bl-stop":  # stopping is a race with the run: nothing may come first
+            self.page.evaluate(RECORD)
         self.page.locator(f"#{button}").click()
 
     @property
@@ -160,26 +177,20 @@ class Visitor:
 
     def draw(self, prompt: str, seed: int) -> None:
         self.write("bl-seed", str(seed))
-        self.write("bl-prompt", prompt).press("Enter")
+        field = self.write("bl-prompt", prompt)
+        self.page.evaluate(RECORD)
+        field.press("Enter")
 
     def until(self, *kinds: str) -> dict[str, Any]:
         return _until(lambda: (s := self.state)["kind"] in kinds and s, f"never {kinds}")
 
     def watch(self) -> tuple[list[str], list[int], dict[str, Any]]:
         """Follow a run: distinct picture sources, rows done, last state."""
-        self.until(*BUSY)
-        sources: list[str] = []
-        done: list[int] = []
-
-        def step() -> Any:
-            state = self.state
-            for source in state["sources"][:1]:
-                if source not in sources:
-                    sources.append(source)
-                    done.append(state["done"])
-            return state if state["kind"] in OVER else None
-
-        return sources, done, _until(step, "the run never ends")
+        kinds = "() => window.kinds"
+        _until(lambda: set(BUSY) & set(self.page.evaluate(kinds)), "the run never starts")
+        last = self.until(*OVER)
+        seen = self.page.evaluate("() => window.seen")
+        return [source for source, _ in seen], [done for _, done in seen], last
 
     def captions(self, count: int) -> list[str]:
         images = self.page.locator("#bl-gallery img")
