@@ -158,7 +158,7 @@ def environment() -> dict[str, Any]:
         [*git, "rev-parse", "HEAD"], capture_output=True, text=True, check=False
     )
     changed = subprocess.run(
-        [*git, "status", "--porcelain", "--", "core", "models", "benchmarks", "configs"],
+        [*git, "status", "--porcelain", "--", "core", "models", "configs", "benchmarks/*.py"],
         capture_output=True,
         text=True,
         check=False,
