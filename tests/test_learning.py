@@ -28,7 +28,7 @@ def test_the_recipe_reaches_what_its_file_says(name: str) -> None:
 def test_the_stated_value_beats_the_stated_baseline_clearly(name: str) -> None:
     learns = load_recipe(name).learns
     assert learns is not None
-    assert learns.baseline - learns.value > 0.15 * abs(learns.baseline)
+    assert learns.baseline - learns.value > 0.2 * abs(learns.baseline)
 
 
 @pytest.mark.parametrize(("name", "gain"), [("llamagen", 0.4), ("maskgit", 0.2)])
