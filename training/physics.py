@@ -418,7 +418,9 @@ def _scene(scene: str, rng: np.random.Generator) -> tuple[World, tuple[float, fl
     pace = rng.uniform(0.4, 0.9, count)
     speed = np.stack([np.cos(angle) * pace, np.sin(angle) * pace], axis=1)
     if scene == "collide":
-        # They meet: nearly the same height, heading for each other.
+        # They meet, and not at once: far apart, at nearly one height, heading for each other.
+        reach = rng.uniform(0, 0.25 - radius)
+        place[:, 0] = radius[0] + reach[0], 1 - radius[1] - reach[1]
         place[:, 1] = 0.5 + rng.uniform(-0.05, 0.05, count)
         speed = np.stack([pace * [1, -1], rng.uniform(-0.1, 0.1, count)], axis=1)
     gravity = 0.0 if scene in ("drift", "collide") else GRAVITY
