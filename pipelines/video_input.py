@@ -8,6 +8,7 @@ name further files (playlists) are not tried; caps on bytes, pixels and frames h
 decoded; and a file that decodes to fewer frames than it promises is refused, not shortened.
 """
 
+import math
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -82,7 +83,8 @@ def read_video(
     path = Path(path)
     with opened(path, max_bytes) as container:
         stream = _video_stream(container, path, max_pixels)
-        frames, times, size = [], [], 0
+        frames: list[NDArray[np.uint8]] = []
+        times: list[float] = []
         for frame in container.decode(stream):
             if len(frames) == max_frames:
                 raise DataError(explain(f"{path.name} is too long", allowed=f"{max_frames} frames"))
@@ -90,20 +92,35 @@ def read_video(
             picture = frame.to_ndarray(format="rgb24")
             turns = frame.rotation // 90 if frame.rotation % 90 == 0 else 0
             frames.append(np.ascontiguousarray(np.rot90(picture, turns)))
-            times.append(frame.time)
-            size += picture.nbytes
-            if size > MAX_DECODED_BYTES:
-                most = f"{MAX_DECODED_BYTES} bytes when decoded"
-                raise DataError(explain(f"{path.name} is too large", allowed=f"at most {most}"))
+            times.append(math.nan if frame.time is None else frame.time)
         if not frames:
             raise DataError(explain(f"{path.name} holds no frames"))
-        if len(frames) < stream.frames:
-            got = f"{len(frames)} of {stream.frames} frames"
-            raise DataError(explain(f"{path.name} is cut short", got=got))
-        fps = float(stream.average_rate or 0)
-        if not fps and len(times) > 1 and times[-1] is not None and times[-1] > (times[0] or 0):
-            fps = (len(times) - 1) / (times[-1] - (times[0] or 0))
-        return Video(np.stack(frames), fps or 1.0)
+        fps = _average_rate(times, stream)
+        _check_complete(container, stream, times, 1 / fps, path)
+        return Video(np.stack(frames), fps)
+
+
+def _average_rate(times: list[float], stream: Any) -> float:
+    """Frames per second; the stated rate is exact where the frames' times agree with it."""
+    stated = float(stream.average_rate or 0)
+    span = times[-1] - times[0]
+    if len(times) < 2 or not span > 0:  # also when a time is not known
+        return stated or 1.0
+    measured = (len(times) - 1) / span
+    return stated if abs(stated / measured - 1) < 0.02 else measured
+
+
+def _check_complete(
+    container: Any, stream: Any, times: list[float], step: float, path: Path
+) -> None:
+    """Compare what was decoded with what the header promised, in frames or in seconds."""
+    if len(times) < stream.frames:
+        got = f"{len(times)} of {stream.frames} frames"
+        raise DataError(explain(f"{path.name} is cut short", got=got))
+    promised = (container.duration or 0) / 1e6 if len(container.streams) == 1 else 0.0
+    if times[-1] + step < promised - 1.5 * step:
+        got = f"{times[-1] + step:.3g} of {promised:.3g} s"
+        raise DataError(explain(f"{path.name} is cut short", got=got))
 
 
 @contextmanager
@@ -171,7 +188,7 @@ def _video_stream(container: Any, path: Path, max_pixels: int) -> Any:
         )
     _check_pixels(context.width, context.height, path, max_pixels)
     context.thread_count = 1
-    context.options = {"err_detect": "explode"}
+    context.options = {"err_detect": "explode", "max_pixels": str(max_pixels)}
     return stream
 
 
@@ -190,5 +207,8 @@ def _check_frame(frame: Any, frames: list[Any], path: Path, max_pixels: int) -> 
     if frame.is_corrupt:
         raise DataError(explain(f"cannot decode {path.name}: frame {len(frames)} is damaged"))
     _check_pixels(frame.width, frame.height, path, max_pixels)
+    if frame.width * frame.height * 3 * (len(frames) + 1) > MAX_DECODED_BYTES:
+        most = f"{MAX_DECODED_BYTES} bytes when decoded"
+        raise DataError(explain(f"{path.name} is too large", allowed=f"at most {most}"))
     if frames and frame.width * frame.height * 3 != frames[0].size:
         raise DataError(explain(f"{path.name}: the size changes at frame {len(frames)}"))

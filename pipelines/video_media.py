@@ -72,7 +72,7 @@ def save_video(
 
     MP4 is H.264 (MPEG-4 part 2 where FFmpeg lacks x264), its index in front so that it plays while
     it loads; WebM is VP9; GIF has its own palette in every frame and loops. MP4 and WebM halve the
-    resolution of colour, which shows on coloured edges of small pictures; `scale=2` avoids that.
+    resolution of colour, which shows on coloured edges of small pictures; `scale` makes that less.
 
     Args:
         frames: uint8 arrays [height, width, 3] or pictures, all of one size, or an array of them.

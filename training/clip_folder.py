@@ -224,7 +224,7 @@ def _read(
     # Actions are counted against all frames, so nothing may be left out before they are aligned.
     every = actions is not None
     if is_folder:
-        frames, rate = _read_pictures(folder, place, row, image_size, None if every else fps)
+        frames, rate = _read_pictures(folder, place, row, image_size, fps, not every)
     else:
         frames, rate = read_video_clip(
             place,
@@ -247,7 +247,12 @@ def _read(
 
 
 def _read_pictures(
-    folder: Path, place: Path, row: dict[str, Any], image_size: int | None, fps: float | None
+    folder: Path,
+    place: Path,
+    row: dict[str, Any],
+    image_size: int | None,
+    fps: float | None,
+    may_resample: bool,
 ) -> tuple[NDArray[np.uint8], float]:
     """Read a folder of pictures: frames and their rate."""
     files = _pictures_in(place)
@@ -265,7 +270,7 @@ def _read_pictures(
             one, two = (f"{i.shape[1]}x{i.shape[0]}" for i in (images[0], images[-1]))
             raise DataError(f"{place}: {files[0].name} has {one} pixels but {file.name} {two}")
     frames = np.stack(images)
-    if fps is None or abs(stated / fps - 1) < 1e-3:
+    if fps is None or not may_resample or abs(stated / fps - 1) < 1e-3:
         return frames, float(stated)
     return frames[nearest_in_time(np.arange(len(frames)) / stated, fps)], fps
 

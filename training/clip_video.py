@@ -102,7 +102,8 @@ def nearest_in_time(times: NDArray[np.float64], fps: float) -> NDArray[np.int64]
     wanted = np.arange(count) / fps
     later = np.searchsorted(times, wanted).clip(0, len(times) - 1)
     earlier = np.maximum(later - 1, 0)
-    is_nearer = abs(times[earlier] - wanted) <= abs(times[later] - wanted)
+    # Ties go to the earlier frame, whatever rounding the clock's origin brings.
+    is_nearer = abs(times[earlier] - wanted) <= abs(times[later] - wanted) + 1e-6
     return np.where(is_nearer, earlier, later)
 
 
@@ -135,9 +136,11 @@ def _decode(
     frames, times = [], []
     is_cut, size = False, 0
     for picture, time in _pictures(container, stream, path):
-        if max_frames is not None and fps is None and len(frames) == max_frames:
-            is_cut = True
-            break
+        if max_frames is not None:
+            known = len(frames) if fps is None or not times else (time - times[0]) * fps - 1
+            if known >= max_frames:
+                is_cut = True
+                break
         if image_size is not None:
             box = (image_size, image_size)
             fitted = ImageOps.fit(Image.fromarray(picture), box, Image.Resampling.LANCZOS)
@@ -152,13 +155,25 @@ def _decode(
         times.append(time)
     if not frames:
         raise DataError(f"{path}: holds no frames")
-    if not is_cut and len(frames) < stream.frames:
-        raise DataError(f"{path}: is cut short: {len(frames)} of {stream.frames} frames")
     clock = np.array(times)
-    if fps is not None:
-        chosen = nearest_in_time(clock, fps)[:max_frames]
-        return np.stack([frames[i] for i in chosen]), fps
-    return np.stack(frames), _rate(clock, stream, path)
+    if not is_cut:
+        _check_complete(container, stream, clock, path)
+    if fps is None:
+        return np.stack(frames), _rate(clock, stream, path)
+    if not (clock[-1] - clock[0]) * fps < MAX_CLIP_BYTES / frames[0].nbytes:
+        raise DataError(f"{path}: lasts {clock[-1] - clock[0]:.3g} s, too long for {fps:g} fps")
+    chosen = nearest_in_time(clock, fps)[:max_frames]
+    return np.stack([frames[i] for i in chosen]), fps
+
+
+def _check_complete(container: Any, stream: Any, times: NDArray[np.float64], path: Path) -> None:
+    """Compare what was decoded with what the header promised, in frames or in seconds."""
+    if len(times) < stream.frames:
+        raise DataError(f"{path}: is cut short: {len(times)} of {stream.frames} frames")
+    promised = (container.duration or 0) / 1e6 if len(container.streams) == 1 else 0.0
+    step = np.diff(times).mean() if len(times) > 1 else 1 / float(stream.average_rate or 1)
+    if times[-1] + step < promised - 1.5 * step:
+        raise DataError(f"{path}: is cut short: {times[-1] + step:.3g} of {promised:.3g} seconds")
 
 
 def _video_stream(container: Any, path: Path) -> Any:
@@ -177,7 +192,7 @@ def _video_stream(container: Any, path: Path) -> Any:
             "in all are decoded"
         )
     codec.thread_count = 1
-    codec.options = {"err_detect": "explode"}
+    codec.options = {"err_detect": "explode", "max_pixels": str(MAX_FRAME_PIXELS)}
     return stream
 
 
