@@ -1,11 +1,15 @@
 """B4: one picture token by token, against our own recompute and against transformers.
 
-The peer is a Llama of the same width, depth, heads, MLP and vocabulary: random weights, greedy,
-with transformers' default cache and as many prompt rows and new tokens as ours. The two models are
-different functions, so their codes are not compared; ours are compared with our recompute.
+The picture is drawn as LlamaGen draws: with guidance, so that two rows go through the model. The
+peer is a Llama of the same width, depth, heads, MLP and vocabulary: random weights, greedy, with
+transformers' default cache and a batch of two, as many prompt rows and new tokens as ours. The two
+models are different functions, so their codes are not compared; ours are compared with our
+recompute. The rows without guidance stand beside them.
 """
 
 from collections.abc import Callable
+from functools import partial
+from typing import Any
 
 import torch
 from common import Row, Timing, build_model, draw, in_turns, report_row, require_equal
@@ -17,6 +21,7 @@ from blockloom.core.sampling import item_generator
 from blockloom.models.generate import Request, start
 
 PASS_RECOMPUTE, PASS_TRANSFORMERS = 8.0, 1.2
+GUIDANCE = 2.0
 
 
 def ar_model(
@@ -32,8 +37,8 @@ def ar_model(
 
 def llama(
     device: torch.device, dim: int, layers: int, heads: int, codes: int, prompt: int, new: int
-) -> Callable[[], torch.Tensor]:
-    """Build a Llama of the same shape; returns a call of transformers' generate."""
+) -> Callable[[int], torch.Tensor]:
+    """Build a Llama of the same shape; returns a call of transformers' generate for a batch."""
     config = LlamaConfig(
         vocab_size=codes, hidden_size=dim, intermediate_size=3 * dim, num_hidden_layers=layers,
         num_attention_heads=heads, num_key_value_heads=heads, max_position_embeddings=prompt + new,
@@ -43,10 +48,11 @@ def llama(
         torch.manual_seed(0)
         peer = LlamaForCausalLM(config).eval().to(device)
     peer.generation_config.eos_token_id = None  # never stop early
-    ids = torch.arange(1, prompt + 1, device=device)[None] % codes
-    mask = torch.ones_like(ids)
+    row = torch.arange(1, prompt + 1, device=device)[None] % codes
 
-    def generate() -> torch.Tensor:
+    def generate(batch: int) -> torch.Tensor:
+        ids = row.expand(batch, -1).contiguous()
+        mask = torch.ones_like(ids)
         out = peer.generate(ids, attention_mask=mask, max_new_tokens=new, do_sample=False)
         if out.shape[1] != prompt + new:
             raise RuntimeError(f"the peer stopped after {out.shape[1] - prompt} of {new} tokens")
@@ -56,8 +62,9 @@ def llama(
 
 
 def _last_step(
-    model: torch.nn.Module, values: torch.Tensor, repeats: int, device: torch.device
-) -> Timing:
+    model: torch.nn.Module, values: torch.Tensor, guidance: float, repeats: int,
+    device: torch.device,
+) -> Timing:  # fmt: skip
     """Time the pass that predicts the last token, with and without the cache.
 
     Both sides stand on a rollout that is given every token but the last; the cached one commits
@@ -69,7 +76,7 @@ def _last_step(
         known[:, -1] = False
         request = Request(
             ["a red apple"], [item_generator(0, 0)], values=values, is_known=known,
-            use_cache=use_cache,
+            use_cache=use_cache, guidance_scale=guidance,
         )  # fmt: skip
         rollout = start(model, request)
         last = rollout.plan.num_blocks - 1
@@ -106,29 +113,35 @@ def run(
         "dim": dim, "layers": layers, "heads": heads, "mlp": 3 * dim, "vocab": codes,
         "tokens": height * width, "prompt": prompt,
     }  # fmt: skip
+    rows = []
     with torch.inference_mode():
-        cached, recomputed = (draw(model, use_cache=flag) for flag in (True, False))
-        require_equal(cached, recomputed, "B4")
-        step = _last_step(model, cached, repeats, device)
-        peer = in_turns(lambda: draw(model), generate, repeats=repeats, device=device)
-        twin = in_turns(
-            lambda: draw(model),
-            lambda: draw(model, use_cache=False),
-            repeats=max(1, repeats // 2),
-            device=device,
-        )
+        for guidance, suffix in ((GUIDANCE, ""), (1.0, "-unguided")):
+            about = shape | {"batch": 1 if guidance == 1.0 else 2}
+            ours = partial(draw, model, guidance_scale=guidance)
+            slow = partial(draw, model, guidance_scale=guidance, use_cache=False)
+            cached = ours()
+            require_equal(cached, slow(), "B4")
+            twin = in_turns(ours, slow, repeats=max(1, repeats // 2), device=device)
+            step = _last_step(model, cached, guidance, repeats, device)
+            peer = in_turns(ours, partial(generate, about["batch"]), repeats=repeats, device=device)
+            rows += _rows(twin, step, peer, suffix, about, device)
+    return rows
+
+
+def _rows(
+    twin: Timing, step: Timing, peer: Timing, suffix: str, shape: dict[str, Any],
+    device: torch.device,
+) -> list[Row]:  # fmt: skip
+    """Three lines of the report; those without guidance have no line to pass."""
+    guided = not suffix
+    least = (PASS_RECOMPUTE, PASS_RECOMPUTE, PASS_TRANSFORMERS) if guided else (None,) * 3
+    ours = "autoregressive decode with the cache"
+    told = (
+        ("B4-recompute", ours, "our own full recompute", twin),
+        ("B4-step", "the last token of a picture with the cache", "our own full recompute", step),
+        ("B4-transformers", ours, "transformers generate, DynamicCache, eager", peer),
+    )
     return [
-        report_row(
-            "B4-recompute", "autoregressive decode with the cache", "our own full recompute", twin,
-            shape=shape, pass_line=PASS_RECOMPUTE, device=device,
-        ),
-        report_row(
-            "B4-step", "the last token of a picture with the cache", "our own full recompute", step,
-            shape=shape, pass_line=PASS_RECOMPUTE, device=device,
-        ),
-        report_row(
-            "B4-transformers", "autoregressive decode with the cache",
-            "transformers generate, DynamicCache, eager", peer,
-            shape=shape, pass_line=PASS_TRANSFORMERS, device=device,
-        ),
-    ]  # fmt: skip
+        report_row(name + suffix, what, against, timing, shape=shape, pass_line=line, device=device)
+        for (name, what, against, timing), line in zip(told, least, strict=True)
+    ]

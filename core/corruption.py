@@ -351,3 +351,37 @@ def noise_levels(
         # The inverse of the normal distribution is -inf at 0; half a float step keeps it finite.
         u = torch.sigmoid(mean + std * torch.special.ndtri(u.clamp(min=2**-25)))
     return shift_level(u, shift)
+
+
+def swap_tokens(
+    values: Float[Tensor, "batch tokens width"] | Int[Tensor, "batch tokens width"],
+    largest_share: float,
+    generator: torch.Generator,
+) -> Tensor:
+    """Replace tokens by those that another item of the batch has in the same place.
+
+    Every item draws its own share, uniform in [0, largest_share]; its tokens are then swapped
+    independently with that probability. Wrong tokens of real pictures resemble a decoder's own
+    mistakes more than random ids do.
+
+    Args:
+        values: Tokens or latents.
+        largest_share: In [0, 1]; 0 returns the values unchanged.
+        generator: Source of randomness.
+
+    Raises:
+        UsageError: A share outside [0, 1].
+
+    Source: the idea of training on damaged context, e.g. scheduled sampling (arXiv:1506.03099) and
+        noised context (arXiv:2408.14837); differs: the damage is another item's tokens.
+    """
+    check_range("largest_share", largest_share, 0.0, 1.0)
+    if not largest_share:
+        return values
+    batch, tokens = values.shape[:2]
+    share = largest_share * uniform((batch, 1), generator)
+    chosen = torch.rand((batch, tokens), generator=generator, device=generator.device) < share
+    donor = torch.randint(batch, (batch, tokens), generator=generator, device=generator.device)
+    place = torch.arange(tokens, device=values.device)
+    other = values[donor.to(values.device), place]
+    return torch.where(chosen.to(values.device)[..., None], other, values)

@@ -53,8 +53,10 @@ def row_stable_linear(
     num_rows = x.numel() // max(x.shape[-1], 1)
     if num_rows == 0:
         return functional.linear(x, weight, bias)
-    rows = x.reshape(num_rows, x.shape[-1])
     spare = -num_rows % ROW_MULTIPLE
+    if not spare and x.is_contiguous():
+        return functional.linear(x, weight, bias)  # what follows would only reshape and back
+    rows = x.reshape(num_rows, x.shape[-1])
     padded = functional.pad(rows, (0, 0, 0, spare)) if spare else rows
     out = functional.linear(padded, weight, bias)[:num_rows]
     return out.reshape(*x.shape[:-1], weight.shape[0])

@@ -92,7 +92,13 @@ class BackboneSpec(_Section):
 
 
 class CorruptionSpec(_Section):
-    """What training does to the tokens, and which rows carry the loss."""
+    """What training does to the tokens, and which rows carry the loss.
+
+    `context` > 0 also damages the clean copy (what later blocks look back on), without telling the
+    model: up to that share of an item's tokens is swapped for another item's (tokens), or noise up
+    to that level is added (latents). A model trained so leans on the prompt and forgives its own
+    mistakes when it decodes.
+    """
 
     kind: Literal["none", "mask", "flow", "ddpm", "spans"] = "none"
     ratio: Literal["cosine", "uniform", "arccos", "truncnorm", "givt", "ardm"] = "cosine"
@@ -102,6 +108,7 @@ class CorruptionSpec(_Section):
     weight: Literal["none", "inverse_ratio", "ardm", "segment"] = "none"
     label_smoothing: float = Field(0.0, ge=0.0, lt=1.0)
     level: Literal["uniform", "logit_normal"] = "uniform"
+    context: float = Field(0.0, ge=0.0, le=1.0)
 
 
 class ScheduleSpec(_Section):
@@ -248,6 +255,11 @@ def _combination_errors(recipe: Recipe) -> list[str]:
     if head.kind == "shortcut" and head.steps & (head.steps - 1):
         near = 1 << (head.steps.bit_length() - 1)
         errors.append(f"head.steps = {head.steps} must be a power of two; try {near}")
+    if corruption.context and layout.copies == 1:
+        errors.append(
+            f"corruption.context = {corruption.context:g} needs layout.copies = 2; "
+            "set corruption.context to 0"
+        )
     if layout.split == "random" and layout.copies != 2:
         errors.append('layout.split = "random" needs layout.copies = 2; set "fixed"')
     if head.kind == "patch" and layout.copies == 1 and layout.block != "all":

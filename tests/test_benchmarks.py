@@ -41,8 +41,10 @@ def test_block_rollout_agrees_with_its_recompute(bench: ModuleType) -> None:
 
 def test_autoregressive_decode_has_two_peers(bench: ModuleType) -> None:
     rows = bench.b4_autoregressive.run(CPU, **TINY, height=2, width=3)
-    assert [row.name for row in rows][-2:] == ["B4-step", "B4-transformers"]
-    assert {row.shape["tokens"] for row in rows} == {6}
+    plain = ["B4-recompute", "B4-step", "B4-transformers"]
+    assert [row.name for row in rows] == [*plain, *(f"{name}-unguided" for name in plain)]
+    assert [row.shape["batch"] for row in rows] == [2, 2, 2, 1, 1, 1]
+    assert [row.pass_line for row in rows] == [8.0, 8.0, 1.2, None, None, None]
 
 
 def test_masked_decode_is_repeatable(bench: ModuleType) -> None:

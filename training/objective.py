@@ -20,6 +20,7 @@ from ..core.corruption import (
     exact_mask,
     mask_ratios,
     noise_levels,
+    swap_tokens,
 )
 from ..core.layout import Copy, Layout
 from ..core.plan import NUM_SENTINELS, DecodePlan, build_plan
@@ -216,6 +217,10 @@ class ModelStage:
             weight = weight * hidden
         is_masked = torch.zeros(clean.shape[:2], dtype=torch.bool, device=clean.device)
         is_masked[:, noisy] = hidden.to(clean.device)
+        if spec.context:
+            context = (layout.copy == Copy.CLEAN).nonzero()[:, 0]
+            clean = clean.clone()
+            clean[:, context] = swap_tokens(clean[:, context], spec.context, generator)
         target = values[:, layout.source[noisy]]
         level = is_masked.float()
         return Batch(clean, is_masked, level, noisy, target, weight.to(clean.device))
@@ -236,6 +241,9 @@ class ModelStage:
         mixed = self.scheduler.add_noise(target, noise, per_row[..., None])
         rows = clean.clone()
         rows[:, noisy] = mixed
+        if spec.context:
+            context = (layout.copy == Copy.CLEAN).nonzero()[:, 0]
+            rows[:, context] = self._damaged(clean[:, context], spec.context, generator)
         level = torch.zeros(clean.shape[:2], device=clean.device, dtype=clean.dtype)
         level[:, noisy] = per_row
         weight = torch.ones(batch, len(noisy), device=clean.device)
@@ -246,6 +254,12 @@ class ModelStage:
         target = self.scheduler.target(target, noise)
         nothing = torch.zeros(clean.shape[:2], dtype=torch.bool, device=clean.device)
         return Batch(rows, nothing, level, noisy, target, weight)
+
+    def _damaged(self, context: Tensor, most: float, generator: torch.Generator) -> Tensor:
+        """Add noise the model is not told of, one level in [0, most] per item."""
+        levels = most * torch.rand(len(context), 1, generator=generator).to(context)
+        noise = torch.randn(context.shape, generator=generator).to(context)
+        return self.scheduler.add_noise(context, noise, levels.expand(context.shape[:2])[..., None])
 
 
 def stage_summary(stage: ModelStage) -> dict[str, Any]:

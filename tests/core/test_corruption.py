@@ -175,6 +175,19 @@ def test_segment_weights_fall_linearly_with_the_start():
     assert corruption.segment_weights([8]).tolist() == [2.0] * 8
 
 
+def test_swapped_tokens_come_from_the_same_place_of_another_item():
+    place = torch.arange(6).expand(200, -1)
+    values = torch.stack((torch.arange(200)[:, None].expand(-1, 6), place), -1)
+    mixed = corruption.swap_tokens(values, 0.8, gen(3))
+    assert torch.equal(mixed[..., 1], place)
+    changed = (mixed[..., 0] != values[..., 0]).float().mean(1)
+    # Shares are uniform in [0, 0.8]: mean 0.4, and some items keep (nearly) everything.
+    assert changed.mean() == pytest.approx(0.4, abs=0.05)
+    assert changed.min() == 0 and changed.max() > 0.7
+    assert torch.equal(mixed, corruption.swap_tokens(values, 0.8, gen(3)))
+    assert corruption.swap_tokens(values, 0.0, gen(3)) is values
+
+
 def test_noise_levels():
     uniform = corruption.noise_levels("uniform", (4000, 5), gen())
     assert uniform.mean().item() == pytest.approx(0.5, abs=0.01)
@@ -205,6 +218,7 @@ def test_noise_levels():
         ),
         (lambda: corruption.segment_count_probs(4, 0.0), r"0\.0"),
         (lambda: corruption.segment_sizes(0, gen()), "length.*0"),
+        (lambda: corruption.swap_tokens(torch.ones(1, 1, 1), 1.5, gen()), r"1\.5"),
     ],
 )
 def test_errors(call, match):

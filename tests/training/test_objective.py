@@ -90,6 +90,27 @@ def test_block_recipes_draw_one_ratio_per_block(tiny):
     assert not torch.equal(counts[:, 0], counts[:, 1])
 
 
+def test_damaged_context_swaps_clean_tokens_and_spares_the_targets(tiny):
+    stage = stage_of(tiny, "image/block_masked", "corruption.context=0.9", items=64)
+    _plan, layout, batch = corrupted(stage, items=64)
+    true = stage.values[:, layout.source.clamp_min(0)]
+    changed = (batch.values != true)[..., 0].float()
+    assert 0.1 < changed[:, layout.copy == 0].mean() < 0.6
+    assert not bool(changed[:, batch.loss_rows].any())
+    assert torch.equal(batch.target, stage.values[:, layout.source[batch.loss_rows]])
+
+
+def test_damaged_context_adds_untold_noise_to_clean_latents(tiny):
+    stage = stage_of(tiny, "image/acdit", "corruption.context=0.5", items=64)
+    _plan, layout, batch = corrupted(stage, items=64)
+    data = (layout.copy == 0) & (layout.source >= 0)
+    clean = stage.values[:, layout.source[data]]
+    # (1 - s) x + s eps with one s in [0, 0.5] per item; eps is what is left over.
+    kept = (batch.values[:, data] * clean).mean((1, 2)) / clean.square().mean((1, 2))
+    assert 0.55 < kept.mean() < 0.95 and kept.min() < 0.75 and kept.max() > 0.9
+    assert not bool(batch.level[:, data].any())
+
+
 @pytest.mark.parametrize("name", ["image/acdit", "image/causalfusion"])
 def test_noised_rows_mix_clean_values_at_their_level(tiny, name):
     stage = stage_of(tiny, name)
