@@ -16,6 +16,7 @@ from .adapters import AutoencoderKLTokenizer, VQModelTokenizer
 from .bsq import BSQTokenizer
 from .fsq import FSQTokenizer
 from .kl import KLTokenizer
+from .light import LightFSQTokenizer, LightTokenizer
 from .pixels import PaletteTokenizer, PatchTokenizer
 from .sigma import SigmaVAETokenizer
 from .vq import VQTokenizer
@@ -28,17 +29,22 @@ TOKENIZERS: dict[str, type[Any]] = {
     "bsq": BSQTokenizer,
     "kl": KLTokenizer,
     "sigma": SigmaVAETokenizer,
+    "light": LightTokenizer,
+    "light_fsq": LightFSQTokenizer,
     "autoencoder_kl": AutoencoderKLTokenizer,
     "vq_model": VQModelTokenizer,
 }
 
 
-def build_tokenizer(config: Mapping[str, Any]) -> nn.Module:
-    """Build an image tokenizer.
+def build_tokenizer(
+    config: Mapping[str, Any], kinds: Mapping[str, type[Any]] = TOKENIZERS
+) -> nn.Module:
+    """Build a tokenizer, of images unless other kinds are given.
 
     Args:
-        config: `kind` names the class (a key of `TOKENIZERS`); the other entries are its
+        config: `kind` names the class (a key of `kinds`); the other entries are its
             constructor arguments.
+        kinds: Classes by kind.
 
     Raises:
         ValueError: No or an unknown `kind`, or a setting the class does not have; the nearest
@@ -50,9 +56,9 @@ def build_tokenizer(config: Mapping[str, Any]) -> nn.Module:
     """
     settings = dict(config)
     kind = settings.pop("kind", None)
-    if kind not in TOKENIZERS:
-        raise ValueError(f"tokenizer kind is {kind!r}; {_choices(str(kind), TOKENIZERS)}")
-    cls = TOKENIZERS[kind]
+    if kind not in kinds:
+        raise ValueError(f"tokenizer kind is {kind!r}; {_choices(str(kind), kinds)}")
+    cls = kinds[kind]
     legal = [name for name in inspect.signature(cls.__init__).parameters if name != "self"]
     for name in settings:
         if name not in legal:
@@ -60,11 +66,12 @@ def build_tokenizer(config: Mapping[str, Any]) -> nn.Module:
     return cls(**settings)
 
 
-def load_tokenizer(folder: Path | str) -> nn.Module:
+def load_tokenizer(folder: Path | str, kinds: Mapping[str, type[Any]] = TOKENIZERS) -> nn.Module:
     """Load a tokenizer stored with `save_pretrained`, in evaluation mode and float32.
 
     Args:
         folder: Holds `config.json` and safetensors weights.
+        kinds: Classes by kind; those of images by default.
 
     Raises:
         ValueError: No readable `config.json`, or it names a class that is not a tokenizer.
@@ -74,7 +81,7 @@ def load_tokenizer(folder: Path | str) -> nn.Module:
         name = json.loads(file.read_text())["_class_name"]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{file}: not a tokenizer configuration ({error})") from error
-    classes = {cls.__name__: cls for cls in TOKENIZERS.values()}
+    classes = {cls.__name__: cls for cls in kinds.values()}
     if name not in classes:
         raise ValueError(f"{file}: class {name!r} is no tokenizer; {_choices(str(name), classes)}")
     return classes[name].from_pretrained(folder, use_safetensors=True).float().eval()

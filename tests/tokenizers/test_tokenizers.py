@@ -13,6 +13,7 @@ NETWORK = {
     "encoder_depths": (1, 1),
     "decoder_depths": (1, 1),
 }
+LIGHT = {"image_size": 16, "stride": 8, "patch": 2, "width": 16}
 AUTOENCODER = {
     "block_out_channels": (8, 16),
     "down_block_types": ("DownEncoderBlock2D",) * 2,
@@ -27,6 +28,8 @@ CONFIGS = {
     "bsq": NETWORK | {"bits": 3, "num_codebooks": 2},
     "kl": NETWORK | {"latent_channels": 6},
     "sigma": NETWORK | {"latent_channels": 6},
+    "light": LIGHT | {"latent_channels": 6},
+    "light_fsq": LIGHT | {"levels": (4, 3), "num_codebooks": 3},
     "autoencoder_kl": {"image_size": 16, "autoencoder_config": AUTOENCODER},
     "vq_model": {"image_size": 16, "model_config": AUTOENCODER | {"num_vq_embeddings": 20}},
 }
@@ -100,7 +103,7 @@ def test_loss_reaches_encoder_and_decoder(kind, pixels):
     assert all(isinstance(value, float) for value in metrics.values())
 
 
-@pytest.mark.parametrize("kind", ["kl", "sigma", "autoencoder_kl"])
+@pytest.mark.parametrize("kind", ["kl", "sigma", "light", "autoencoder_kl"])
 def test_loss_noise_comes_from_the_generator(kind, pixels):
     tokenizer = make(kind)
     same = [tokenizer.loss(pixels, torch.Generator().manual_seed(5))[0] for _ in range(2)]
@@ -131,7 +134,7 @@ def test_wrong_size_is_refused(kind, pixels):
         tokenizer.decode(values[:, 1:])
 
 
-@pytest.mark.parametrize("kind", ["palette", "fsq", "vq", "bsq", "vq_model"])
+@pytest.mark.parametrize("kind", ["palette", "fsq", "vq", "bsq", "light_fsq", "vq_model"])
 def test_code_outside_the_codebook_is_refused(kind, pixels):
     tokenizer = make(kind)
     codes = tokenizer.encode(pixels)
@@ -140,7 +143,7 @@ def test_code_outside_the_codebook_is_refused(kind, pixels):
         tokenizer.decode(codes)
 
 
-@pytest.mark.parametrize("kind", ["fsq", "vq", "bsq"])
+@pytest.mark.parametrize("kind", ["fsq", "vq", "bsq", "light_fsq"])
 def test_training_path_equals_encode_then_decode(kind, pixels):
     tokenizer = make(kind)
     features, codes, _ = tokenizer._quantize(tokenizer.encoder(pixels))
@@ -151,7 +154,7 @@ def test_training_path_equals_encode_then_decode(kind, pixels):
     )
 
 
-@pytest.mark.parametrize("kind", ["fsq", "vq", "bsq"])
+@pytest.mark.parametrize("kind", ["fsq", "vq", "bsq", "light_fsq"])
 def test_quantiser_ignores_autocast(kind, pixels):
     tokenizer = make(kind)
     features = tokenizer.encoder(pixels)
@@ -169,7 +172,7 @@ def test_encode_leaves_the_codebook_alone(kind, pixels):
     assert all(torch.equal(value, before[name]) for name, value in tokenizer.state_dict().items())
 
 
-@pytest.mark.parametrize("kind", ["kl", "sigma"])
+@pytest.mark.parametrize("kind", ["kl", "sigma", "light"])
 def test_measured_latents_are_standard(kind, pixels):
     tokenizer = make(kind)
     tokenizer.measure_latents(pixels.split(2))
@@ -231,6 +234,9 @@ def test_bsq_codes_are_signs():
         ({"kind": "fsq", "image_size": 60}, "60.*16.*64"),
         ({"kind": "fsq", "widths": (60, 128, 192)}, "60.*64"),
         ({"kind": "bsq", "bits": 20}, "20.*16"),
+        ({"kind": "light", "stride": 10}, "stride is 10.*patch 4, nearest 8"),
+        ({"kind": "light", "image_size": 70}, "70.*16, nearest 64"),
+        ({"kind": "light_fsq", "depth": 0}, "depth is 0.*at least 1"),
     ],
 )
 def test_bad_settings_are_named(config, message):
