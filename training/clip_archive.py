@@ -8,9 +8,17 @@ uint8 [clips, frames, height, width, 3] where all clips are equally long. Beside
 - `fps` (one number), `action_names`
 - `actions`: per frame, shaped like the frames: ids, or vectors of floats
 
-Actions in a file mean: taken AFTER its frame was seen, so that the action of frame t moves frame t
-to frame t + 1. Recordings that loop `act(observe())` have this order; where the last frame's action
-leads out of the clip (-1, or a vector whose result was not recorded) it becomes "none".
+Actions in a file mean: taken AFTER their frame was seen, so that the action of frame t moves frame
+t to frame t + 1. Sets recorded as "observe, act, observe" have this order already:
+
+| set | actions | last frame of a clip |
+|---|---|---|
+| BabyAI (`mission`, `split`, no `fps`) | 7 ids | -1 in the file |
+| LunarLander (`is_test`) | 4 ids | -1 in the file |
+| CarRacing (equally long clips, `is_test`) | 3 floats | its result is not there: read as none |
+| Mesh2Motion (`caption`, `split`) | none | |
+
+With CarRacing the wheel is slow: a steer at t shows from frame t + 1 on, and most at t + 2, t + 3.
 """
 
 from pathlib import Path

@@ -306,7 +306,7 @@ def _read_npy(file: Path) -> NDArray:
 
 
 def _read_jsonl(file: Path) -> NDArray:
-    rows = []
+    rows: list[Any] = []
     try:
         lines = file.read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:

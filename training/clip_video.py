@@ -133,7 +133,8 @@ def _decode(
     container: Any, path: Path, image_size: int | None, fps: float | None, max_frames: int | None
 ) -> tuple[NDArray[np.uint8], float]:
     stream = _video_stream(container, path)
-    frames, times = [], []
+    frames: list[NDArray[np.uint8]] = []
+    times: list[float] = []
     is_cut, size = False, 0
     for picture, time in _pictures(container, stream, path):
         if max_frames is not None:
