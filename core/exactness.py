@@ -13,7 +13,7 @@ import torch
 from .closure import check_exact
 from .errors import ModelError
 from .plan import DecodePlan, build_plan, mask_table
-from .recipe import Recipe
+from .recipe import Recipe, frames_per_block
 from .rules import RULES
 
 MIN_BLOCKS = 4
@@ -99,9 +99,13 @@ def _prefix_violations(plan: DecodePlan) -> list[str]:
 
 def _plans(recipe: Recipe) -> Iterator[DecodePlan]:
     """Lay the recipe out: the fixed partition, and some of the random ones it trains on."""
+    layout = recipe.layout
+    if layout.kind == "frames":
+        together = frames_per_block(layout.block) or 1
+        yield build_plan(recipe, 1, 2, frames=together * _num_blocks(recipe))
+        return
     height, width = _grid_for(recipe)
     yield build_plan(recipe, height, width)
-    layout = recipe.layout
     if layout.permute == "random" or layout.split == "random":
         for seed in range(NUM_DRAWS):
             generator = torch.Generator().manual_seed(seed)
@@ -111,9 +115,14 @@ def _plans(recipe: Recipe) -> Iterator[DecodePlan]:
         yield build_plan(recipe, height, width, span=(layout.text_tokens + 1, middle))
 
 
+def _num_blocks(recipe: Recipe) -> int:
+    """At least four blocks, and enough of them for the window to evict."""
+    return max(MIN_BLOCKS, (recipe.cache.window or 0) + recipe.cache.sink + 2)
+
+
 def _grid_for(recipe: Recipe) -> tuple[int, int]:
-    """Choose a grid with at least four blocks, and enough of them for the window to evict."""
-    blocks = max(MIN_BLOCKS, (recipe.cache.window or 0) + recipe.cache.sink + 2)
+    """Choose a grid with enough blocks."""
+    blocks = _num_blocks(recipe)
     block = recipe.layout.block
     if isinstance(block, int):
         return blocks, block

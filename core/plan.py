@@ -17,9 +17,10 @@ from .attention import Lowered, lower
 from .cache import CacheView
 from .corruption import segment_sizes
 from .layout import Copy, Layout, Role
+from .layouts import frames as lay_out_frames
 from .layouts import grid, prefix, two_copy
 from .masks import MaskTable
-from .recipe import Recipe
+from .recipe import Recipe, frames_per_block
 from .rules import rule
 
 NUM_SENTINELS = 3
@@ -167,8 +168,9 @@ def build_plan(
     *,
     generator: torch.Generator | None = None,
     span: tuple[int, int] | None = None,
+    frames: int | None = None,
 ) -> DecodePlan:
-    """Lay out a recipe on a token grid.
+    """Lay out a recipe on a token grid, or on a row of them for a video.
 
     Args:
         recipe: The recipe.
@@ -177,12 +179,16 @@ def build_plan(
         generator: Draws the random order and the random split of recipes that train on them; None
             = raster order and the fixed partition of `layout.block`.
         span: Moves the slots start..stop-1 to the end (stream layouts: infilling).
+        frames: Latent frames of a video; None = as many as the recipe trains on.
 
     Returns:
         The plan.
     """
     layout = recipe.layout
-    if layout.kind == "stream":
+    if layout.kind == "frames":
+        together = frames_per_block(layout.block) or 1
+        content = lay_out_frames(frames or layout.frames, height, width, together)
+    elif layout.kind == "stream":
         content = _stream(layout.text_tokens, height, width, span, bool(layout.spans))
     else:
         content = grid(height, width, block=layout.block)

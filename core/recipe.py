@@ -37,11 +37,13 @@ class LayoutSpec(_Section):
     """Which tokens stand in the sequence.
 
     `block` is "token", "row", "all", "tile:HxW" or a number of tokens in raster order.
-    `copies` 2 = a clean and a noisy copy of every token. `shift` 1 = the row before a token
-    predicts it. `spans` > 0 moves that many spans to the end during training (CM3).
+    `kind` "frames" is a video: `frames` latent frames train together, and `block` is "frame" or
+    "frames:N". `copies` 2 = a clean and a noisy copy of every token. `shift` 1 = the row before a
+    token predicts it. `spans` > 0 moves that many spans to the end during training (CM3).
     """
 
-    kind: Literal["grid", "stream"] = "grid"
+    kind: Literal["grid", "stream", "frames"] = "grid"
+    frames: int = Field(1, ge=1, le=4096)
     block: int | str = "all"
     copies: Literal[1, 2] = 1
     shift: Literal[0, 1] = 0
@@ -55,13 +57,15 @@ class ConditionSpec(_Section):
     """How a prompt reaches the backbone.
 
     `prefix`: the words stand in front of the tokens. `adaln`: the pooled prompt modulates the rows
-    whose copy is listed in `modulate`. `cross`: cross-attention to the words.
+    whose copy is listed in `modulate`. `cross`: cross-attention to the words. `actions`: numbers
+    per frame (what was done on the way to it), told to all rows of the frame through adaLN.
     """
 
     prefix: bool = False
     adaln: bool = False
     cross: bool = False
     modulate: tuple[Literal["clean", "noisy"], ...] = ("noisy",)
+    actions: int = Field(0, ge=0, le=256)
     drop: float = Field(0.1, ge=0.0, lt=1.0)
 
 
@@ -274,8 +278,38 @@ def _combination_errors(recipe: Recipe) -> list[str]:
         )
     if cache.sink and cache.window is None:
         errors.append(f"cache.sink = {cache.sink} needs cache.window; set cache.sink to 0")
+    errors += _video_errors(recipe)
     if (layout.kind == "stream") != (layout.text_tokens > 0):
         errors.append("layout.text_tokens must be > 0 exactly when layout.kind is stream; try 32")
+    return errors
+
+
+def frames_per_block(block: int | str) -> int | None:
+    """Read a video's `layout.block`: "frame" = 1, "frames:N" = N; None where it is neither."""
+    if block == "frame":
+        return 1
+    name, _, count = str(block).partition(":")
+    return int(count) if name == "frames" and count.isdecimal() and int(count) else None
+
+
+def _video_errors(recipe: Recipe) -> list[str]:
+    layout = recipe.layout
+    is_video, fits = layout.kind == "frames", frames_per_block(layout.block) is not None
+    errors = []
+    if is_video != fits:
+        wanted = '"frame" or "frames:N"' if is_video else '"all", "row" or "token"'
+        errors.append(
+            f'layout.block = {layout.block!r} with layout.kind = "{layout.kind}"; set {wanted}'
+        )
+    if layout.frames > 1 and not is_video:
+        errors.append(f'layout.frames = {layout.frames} needs layout.kind = "frames"; set 1')
+    if recipe.condition.actions and not is_video:
+        errors.append('condition.actions needs layout.kind = "frames"; set condition.actions to 0')
+    if (recipe.modality == "video") != is_video:
+        kind = "frames" if recipe.modality == "video" else "grid"
+        errors.append(
+            f'layout.kind = "{layout.kind}" with modality = "{recipe.modality}"; set "{kind}"'
+        )
     return errors
 
 

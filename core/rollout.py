@@ -191,7 +191,8 @@ class Rollout:
         if self.cache is not None:
             count = sum(r.num_tokens for r in rows)
             self._pass(rows, count, only_keys=self.record is None)
-        self.context += rows
+        else:
+            self.context += rows
 
     def predict_rows(self, block: int, **how: Any) -> Tensor:
         """Run the rows that predict a block, with pending rows riding in front where allowed."""
@@ -203,7 +204,8 @@ class Rollout:
         count = sum(rows.num_tokens for rows in riding)
         caches = self.cache is not None
         hidden = self._pass([*riding, *noisy], count if caches else 0, **how)
-        self.context += riding
+        if not caches:
+            self.context += riding
         if plan.write in ("fused", "token"):
             self._evict(block)
         if plan.shift:
@@ -255,15 +257,25 @@ class Rollout:
         first: higher, or None), `sources` and `level`.
         """
         for block in range(self.plan.num_blocks):
-            fill = self._denoise if self.decoder.per_level else self._unmask
-            if not bool(self.given[:, self.plan.sources(block)].all()):
-                for event in fill(block):
-                    if event is None:
-                        yield self._event("done", "done", block, interrupted=True)
-                        return
-                    yield event
-            yield from self.finish(block)
+            for event in self.block_events(block):
+                yield event
+                if event.kind == "done":
+                    return
         yield self._event("done", "done", self.plan.num_blocks - 1, interrupted=False)
+
+    def block_events(self, block: int) -> Iterator[Event]:
+        """Decode one block; yields its rows and its commit, or done where somebody said stop.
+
+        Blocks come in order; an endless plan is driven through here, a block at a time.
+        """
+        fill = self._denoise if self.decoder.per_level else self._unmask
+        if not bool(self.given[:, self.plan.sources(block)].all()):
+            for event in fill(block):
+                if event is None:
+                    yield self._event("done", "done", block, interrupted=True)
+                    return
+                yield event
+        yield from self.finish(block)
 
     def _unmask(self, block: int) -> Iterator[Event | None]:
         """Reveal the masked slots of a block row by row."""
@@ -356,7 +368,8 @@ def _require_equal_counts(plan: DecodePlan, is_known: Tensor) -> None:
     """Rows of a block are planned for its open slots, so all items must have equally many."""
     block = plan.content.block.to(is_known.device)
     source = plan.content.source.to(is_known.device)
-    counts = torch.zeros(len(is_known), plan.num_blocks, dtype=torch.int64, device=is_known.device)
+    laid_out = len(plan.rows_of_block)
+    counts = torch.zeros(len(is_known), laid_out, dtype=torch.int64, device=is_known.device)
     counts.index_add_(1, block, is_known[:, source].long())
     differs = (counts != counts[:1]).any(0)
     if bool(differs.any()):

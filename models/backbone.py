@@ -87,6 +87,7 @@ class BlockTransformer(ModelMixin, ConfigMixin):
         level: str = "none",
         modulate: tuple[str, ...] = (),
         sees_words: tuple[str, ...] = ("noisy",),
+        action_dim: int = 0,
     ) -> None:
         """Build the layers.
 
@@ -101,13 +102,15 @@ class BlockTransformer(ModelMixin, ConfigMixin):
             num_codebooks: Codes per token.
             codebook_size: Entries per codebook, the mask id not counted.
             latent_channels: Channels of a latent token.
-            num_sources: Data slots with a learned absolute position.
+            num_sources: Data slots with a learned absolute position: all, or those of one frame,
+                which further frames share.
             prompt_dim: Width of the text encoder.
             num_prompt_rows: Prompt rows in front (words, then one row for the pooled prompt).
             cross_attention: Attend to the words in every layer.
             level: "none", "adaln" or "add": how a noisy row is told its noise level.
             modulate: Copies whose rows the pooled prompt modulates.
             sees_words: Copies whose rows cross-attend.
+            action_dim: Numbers every data row is told through the modulation; 0 = none.
         """
         super().__init__()
         self.copies_modulated = [Copy[name.upper()] for name in modulate]
@@ -125,14 +128,7 @@ class BlockTransformer(ModelMixin, ConfigMixin):
         self.position_table = nn.Embedding(num_sources, dim)
         nn.init.normal_(self.position_table.weight, std=0.1)
         self.copy_table = nn.Parameter(torch.zeros(len(Copy), dim))
-        if num_prompt_rows:
-            self.embed_words = RowStableLinear(prompt_dim, dim)
-            self.prompt_table = nn.Parameter(torch.randn(num_prompt_rows, dim) * 0.02)
-        if modulate or num_prompt_rows:
-            self.embed_pooled = _two_maps(prompt_dim, dim)
-            spread_prompts(self.embed_pooled)
-        if level != "none":
-            self.embed_level = _two_maps(dim, dim)
+        self._add_conditions(prompt_dim, num_prompt_rows, bool(modulate), action_dim, level)
         self.to_modulation = RowStableLinear(dim, 6 * dim)
         self.to_final = RowStableLinear(dim, 2 * dim)
         for linear in (self.to_modulation, self.to_final):
@@ -147,6 +143,22 @@ class BlockTransformer(ModelMixin, ConfigMixin):
             for proj in (layer.attention.to_out, layer.mlp.to_out):
                 nn.init.normal_(proj.weight, std=0.02 / math.sqrt(2 * num_layers) * 4)
         self.gradient_checkpointing = False
+
+    def _add_conditions(
+        self, prompt_dim: int, num_prompt_rows: int, modulates: bool, action_dim: int, level: str
+    ) -> None:
+        """Add the maps of what rows are told: words, pooled prompt, actions, noise level."""
+        dim = self.config.dim
+        if num_prompt_rows:
+            self.embed_words = RowStableLinear(prompt_dim, dim)
+            self.prompt_table = nn.Parameter(torch.randn(num_prompt_rows, dim) * 0.02)
+        if modulates or num_prompt_rows:
+            self.embed_pooled = _two_maps(prompt_dim, dim)
+            spread_prompts(self.embed_pooled)
+        if action_dim:
+            self.embed_action = _two_maps(action_dim, dim)
+        if level != "none":
+            self.embed_level = _two_maps(dim, dim)
 
     @property
     def _stack(self) -> Sequence[Layer]:
@@ -213,7 +225,7 @@ class BlockTransformer(ModelMixin, ConfigMixin):
         source = layout.source.clamp_min(0)
         copies = self.copy_table[runs[0].copy if len(runs) == 1 else layout.copy]
         x = self._embed(values, is_masked, layout)
-        x = x + self.position_table(source) + copies
+        x = x + self.position_table(source % self.config.num_sources) + copies
         if prompt.prefix is None or all(run.is_data for run in runs):
             return x
         is_data = layout.source >= 0
@@ -225,7 +237,9 @@ class BlockTransformer(ModelMixin, ConfigMixin):
         index = slot[..., None].expand(-1, -1, x.shape[-1])
         return torch.where(is_data[..., None], x, prompt.prefix.to(x.dtype).gather(1, index))
 
-    def _vector(self, run: Run, level: Tensor, prompt: PreparedPrompt) -> Tensor:
+    def _vector(
+        self, run: Run, level: Tensor, prompt: PreparedPrompt, actions: Tensor | None
+    ) -> Tensor:
         """Conditioning vector of rows of one kind, [batch|1, rows|1, dim]; zero = told nothing."""
         dim = self.config.dim
         vector = torch.zeros(1, 1, dim, device=self.mask_row.device, dtype=self.mask_row.dtype)
@@ -235,20 +249,26 @@ class BlockTransformer(ModelMixin, ConfigMixin):
             vector = vector if vector.ndim == 3 else vector[None]
         if prompt.pooled is not None and run.is_data and run.copy in self.copies_modulated:
             vector = vector + prompt.pooled[:, None]
+        if actions is not None and run.is_data:
+            stop = run.start + 1 if run.is_one_frame else run.stop
+            vector = vector + self.embed_action(actions[:, run.start : stop].to(vector.dtype))
         return row_stable_activation("silu", vector)
 
-    def _told(self, run: Run, level: Tensor, prompt: PreparedPrompt) -> Told:
+    def _told(
+        self, run: Run, level: Tensor, prompt: PreparedPrompt, actions: Tensor | None
+    ) -> Told:
         """Modulation of the rows of one kind.
 
         Without gradients it is a function of the prompt and the kind, unless the rows are told
-        their noise level; then it is remembered with the prompt.
+        their noise level or an action; then it is remembered with the prompt.
         """
         by_level = self.config.level == "adaln" and run.copy == Copy.NOISY
         kind = (run.copy, run.is_data)
-        keeps = not by_level and not torch.is_grad_enabled()
+        by_action = actions is not None and run.is_data
+        keeps = not by_level and not by_action and not torch.is_grad_enabled()
         if keeps and kind in prompt.memo:
             return prompt.memo[kind]
-        vector = self._vector(run, level, prompt)
+        vector = self._vector(run, level, prompt, actions)
         six = rearrange(self.to_modulation(vector), "... (six d) -> ... six d", six=6)
         shift, scale = self.to_final(vector).chunk(2, dim=-1)
         told = Told(run.copy, six, (shift, 1 + scale))
@@ -265,6 +285,7 @@ class BlockTransformer(ModelMixin, ConfigMixin):
         prompt: PreparedPrompt,
         lowered: Lowered | None = None,
         view: CacheView | None = None,
+        actions: Float[Tensor, "batch rows actions"] | None = None,
     ) -> Float[Tensor, "batch rows dim"]:
         """Run the active rows.
 
@@ -277,6 +298,7 @@ class BlockTransformer(ModelMixin, ConfigMixin):
             prompt: From `prepare_prompt`.
             lowered: Who sees whom among keys = cached + active rows; None = everybody.
             view: Open pass of the cache, or None.
+            actions: What every data row is told besides; None for models without actions.
 
         Returns:
             Final hidden states of the active rows, normalised and modulated; for a view that asks
@@ -288,7 +310,7 @@ class BlockTransformer(ModelMixin, ConfigMixin):
         if self.config.level == "add":
             told = self.embed_level(level_features(level, self.config.dim).to(x.dtype))
             x = x + torch.where((layout.copy == Copy.NOISY)[..., None], told, 0.0)
-        rows = self._context(layout, level, prompt, view, x.dtype)
+        rows = self._context(layout, level, prompt, view, x.dtype, actions)
         lowered = NoMask(layout.num_tokens**2) if lowered is None else lowered
         if view is not None and fits_single_row(self._stack, x, rows, lowered, view):
             x = run_single_rows(self._stack, x, rows, view)
@@ -317,7 +339,7 @@ class BlockTransformer(ModelMixin, ConfigMixin):
 
     def _context(
         self, layout: Layout, level: Tensor, prompt: PreparedPrompt, view: CacheView | None,
-        dtype: torch.dtype,
+        dtype: torch.dtype, actions: Tensor | None,
     ) -> RowContext:  # fmt: skip
         settings = (self.head_dim, self.config.rope_theta, dtype)
         active = layout_angles(layout, *settings)
@@ -329,7 +351,8 @@ class BlockTransformer(ModelMixin, ConfigMixin):
             for copy in self.copies_seeing_words:
                 sees |= layout.copy == copy
         segments = [
-            (run.start, run.stop, self._told(run, level, prompt)) for run in row_runs(layout)
+            (run.start, run.stop, self._told(run, level, prompt, actions))
+            for run in row_runs(layout)
         ]
         return RowContext(segments, Angles(active, keys), sees, prompt.cross, prompt.cross_valid)
 

@@ -10,9 +10,10 @@ from typing import Any
 from weakref import WeakKeyDictionary
 
 import torch
-from jaxtyping import Bool
+from jaxtyping import Bool, Float
 from torch import Tensor
 
+from ..core.errors import UsageError
 from ..core.plan import NUM_SENTINELS, DecodePlan, build_plan
 from ..core.rollout import Rollout
 from ..core.schedule import scheduler_of
@@ -37,6 +38,8 @@ class Request:
         is_known: Which cells are given [items, cells]; None = none.
         use_cache: False recomputes the past in every pass (the slow twin).
         should_stop: Asked before every row.
+        frames: Latent frames of a video; None = as many as the recipe trains on.
+        actions: What was done on the way to every frame; models with actions need it.
     """
 
     prompts: Sequence[str]
@@ -51,6 +54,8 @@ class Request:
     is_known: Bool[Tensor, "items cells"] | None = None
     use_cache: bool = True
     should_stop: Callable[[], bool] = field(default=lambda: False)
+    frames: int | None = None
+    actions: Float[Tensor, "items frames actions"] | None = None
 
 
 @torch.no_grad()
@@ -63,10 +68,10 @@ def prompt_vectors(model: GenerativeModel, prompts: Sequence[str]) -> PreparedPr
     return model.prepare(model.embed_prompts(ids, never))
 
 
-def empty_values(model: GenerativeModel, items: int) -> Tensor:
-    """Make the canvas of a request: zeros in every cell."""
+def empty_values(model: GenerativeModel, items: int, frames: int | None = None) -> Tensor:
+    """Make the canvas of a request: zeros in every cell of every frame."""
     config = model.config
-    cells = config.height * config.width
+    cells = config.height * config.width * (frames or model.recipe.layout.frames)
     if config.codebook_size:
         shape = (items, cells, config.num_codebooks)
         return torch.zeros(shape, dtype=torch.long, device=model.device)
@@ -89,14 +94,16 @@ def start(model: GenerativeModel, request: Request) -> Rollout:
     scheduler = scheduler_of(
         model.recipe, guidance_scale=request.guidance_scale, temperature=request.temperature
     )
-    values = empty_values(model, items) if request.values is None else request.values
+    actions = checked_actions(model, request)
+    values = request.values
+    values = empty_values(model, items, request.frames) if values is None else values
     known = request.is_known
     if known is None:
         known = torch.zeros(values.shape[:2], dtype=torch.bool, device=values.device)
     span = None
     if model.recipe.layout.kind == "stream":
         values, known, span = _stream_canvas(model, request, values, known)
-    plan = _plan(model, span, remember=request.use_cache)
+    plan = _plan(model, span, request.frames, remember=request.use_cache)
     uncond = None
     if model.uses_prompt and scheduler.config.guidance_scale != 1.0:
         uncond = _uncond(model, request, items)
@@ -106,6 +113,7 @@ def start(model: GenerativeModel, request: Request) -> Rollout:
         uncond,
         top_k=request.top_k,
         top_p=request.top_p,
+        actions=actions,
     )
     return Rollout(
         plan,
@@ -123,21 +131,42 @@ def start(model: GenerativeModel, request: Request) -> Rollout:
 _PLANS: WeakKeyDictionary[GenerativeModel, dict[Any, DecodePlan]] = WeakKeyDictionary()
 
 
-def _plan(model: GenerativeModel, span: tuple[int, int] | None, *, remember: bool) -> DecodePlan:
+def checked_actions(model: GenerativeModel, request: Request) -> Tensor | None:
+    """Check a request's actions against its frames and the model.
+
+    Raises:
+        UsageError: missing, unwanted, or of another shape.
+    """
+    wanted = model.recipe.condition.actions
+    if request.actions is None and not wanted:
+        return None
+    frames = request.frames or model.recipe.layout.frames
+    shape = (len(request.prompts), frames, wanted)
+    got = None if request.actions is None else tuple(request.actions.shape)
+    if not wanted:
+        raise UsageError(f"actions {got}: recipe {model.recipe.name} takes none; leave them out")
+    if got != shape or request.actions is None:
+        raise UsageError(f"actions must be numbers of shape {shape}, one row per frame; got {got}")
+    return request.actions.to(model.device)
+
+
+def _plan(
+    model: GenerativeModel, span: tuple[int, int] | None, frames: int | None, *, remember: bool
+) -> DecodePlan:
     """Lay out a request; cached rollouts of one model share their plan and its lowered masks.
 
     Without a cache every pass has a layout of its own, as long as the past: not worth keeping.
     """
     height, width = model.config.height, model.config.width
     if not remember:
-        return build_plan(model.recipe, height, width, span=span)
+        return build_plan(model.recipe, height, width, span=span, frames=frames)
     known = _PLANS.setdefault(model, {})
-    plan = known.get(span)
+    plan = known.get((span, frames))
     if plan is None:
-        plan = build_plan(model.recipe, height, width, span=span)
-        if span is not None:
-            known.clear()  # one user's span; the next request brings another
-        known[span] = plan
+        plan = build_plan(model.recipe, height, width, span=span, frames=frames)
+        if span is not None or frames is not None:
+            known.clear()  # one user's span or length; the next request brings another
+        known[span, frames] = plan
     return plan
 
 
@@ -191,8 +220,10 @@ def spell_back(codes: Tensor, offset: int) -> list[str]:
 
 
 def picture_values(model: GenerativeModel, slots: Tensor) -> Tensor:
-    """Cut the picture's cells, in raster order, out of the rollout's slots."""
+    """Cut the cells of the picture (of all frames), in raster order, out of the rollout's slots."""
     first = model.recipe.layout.text_tokens
+    if model.recipe.layout.kind == "frames":
+        return slots
     return slots[:, first : first + model.config.height * model.config.width]
 
 

@@ -10,7 +10,7 @@ from typing import Any, cast
 import torch
 from diffusers import ConfigMixin, ModelMixin
 from diffusers.configuration_utils import register_to_config
-from jaxtyping import Bool, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from ..core.attention import Lowered
@@ -114,6 +114,7 @@ class GenerativeModel(ModelMixin, ConfigMixin):
             codebook_size=vocab,
             latent_channels=latent_channels,
             num_sources=slots,
+            action_dim=condition.actions,
             prompt_dim=text.dim,
             num_prompt_rows=num_prompt_rows(spec),
             cross_attention=condition.cross,
@@ -186,6 +187,13 @@ def _cat_prompts(first: PreparedPrompt, second: PreparedPrompt) -> PreparedPromp
     )
 
 
+def frame_actions(
+    actions: Float[Tensor, "batch frames actions"], layout: Layout, cells: int
+) -> Float[Tensor, "batch rows actions"]:
+    """Look up the actions of every row's frame (prompt rows get the first frame's; unread)."""
+    return actions[:, layout.source.clamp_min(0) // cells]
+
+
 class ModelDecoder:
     """Runs a `GenerativeModel` for the rollout, one or two guidance branches at once.
 
@@ -201,6 +209,7 @@ class ModelDecoder:
         *,
         top_k: int | None = None,
         top_p: float | None = None,
+        actions: Float[Tensor, "batch frames actions"] | None = None,
     ) -> None:
         """Bind a model to the prompts of one request.
 
@@ -210,8 +219,10 @@ class ModelDecoder:
             uncond: Prepared negative or empty prompts; None = no guidance.
             top_k: Codes kept before sampling; None = the recipe's.
             top_p: Nucleus mass; None = the recipe's.
+            actions: What was done on the way to every frame (videos with `condition.actions`).
         """
         self.model = model
+        self.actions = actions
         self.cond = prompt
         self.both = prompt if uncond is None else _cat_prompts(prompt, uncond)
         self.branches = 1 if uncond is None else 2
@@ -219,6 +230,7 @@ class ModelDecoder:
         self.top_k = spec.top_k if top_k is None else top_k
         self.top_p = spec.top_p if top_p is None else top_p
         self.shares_cache = model.backbone.condition_free_clean
+        self.cells = model.config.height * model.config.width
 
     @property
     def per_level(self) -> bool:
@@ -263,7 +275,12 @@ class ModelDecoder:
                 t.repeat(branches, 1, *[1] * (t.ndim - 2)) for t in (values, is_masked)
             )
             level = level.repeat(branches, 1)
-        return self.model.backbone(values, is_masked, layout, level, prompt, lowered, view)
+        told = None
+        if self.actions is not None:
+            told = frame_actions(self.actions, layout, self.cells).repeat(branches, 1, 1)
+        return self.model.backbone(
+            values, is_masked, layout, level, prompt, lowered, view, actions=told
+        )
 
     def _split(self, hidden: Tensor) -> tuple[Tensor, Tensor | None]:
         if self.branches == 1:

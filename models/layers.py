@@ -40,12 +40,17 @@ def rms_norm(x: Float[Tensor, "*lead dim"]) -> Float[Tensor, "*lead dim"]:
 
 
 class Run(NamedTuple):
-    """Rows start..stop-1 of one copy and one kind: prompt rows, or data rows."""
+    """Rows start..stop-1 of one copy and one kind: prompt rows, or data rows.
+
+    `is_one_frame`: all of them stand on one place of the first position axis, as the rows of one
+    frame of a video do.
+    """
 
     start: int
     stop: int
     copy: int
     is_data: bool
+    is_one_frame: bool
 
 
 _RUNS: WeakKeyDictionary[Layout, list[Run]] = WeakKeyDictionary()
@@ -62,12 +67,17 @@ def row_runs(layout: Layout) -> list[Run]:
         edges = (kind[1:] != kind[:-1]).nonzero()[:, 0] + 1
         stops = [*edges.tolist(), layout.num_tokens]
         starts = [0, *stops[:-1]]
+        axis = layout.position[:, 0]
         kinds = kind[torch.tensor(starts, device=kind.device)].tolist()
         _RUNS[layout] = [
-            Run(start, stop, code // 2, bool(code % 2))
+            Run(start, stop, code // 2, bool(code % 2), _is_constant(axis[start:stop]))
             for start, stop, code in zip(starts, stops, kinds, strict=True)
         ]
     return _RUNS[layout]
+
+
+def _is_constant(x: Tensor) -> bool:
+    return bool((x == x[:1]).all())
 
 
 def layout_angles(

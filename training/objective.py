@@ -26,7 +26,7 @@ from ..core.layout import Copy, Layout
 from ..core.plan import NUM_SENTINELS, DecodePlan, build_plan
 from ..core.schedule import scheduler_of
 from ..models.generate import caption_codes
-from ..models.generator import TEXT_CODES, GenerativeModel
+from ..models.generator import TEXT_CODES, GenerativeModel, frame_actions
 from ..models.heads.base import Head
 
 
@@ -64,6 +64,7 @@ class ModelStage:
         values: Tensor,
         prompt_ids: Int[Tensor, "items words features"],
         captions: Sequence[str],
+        actions: Float[Tensor, "items frames actions"] | None = None,
     ) -> None:
         """Bind a model to its data.
 
@@ -72,7 +73,15 @@ class ModelStage:
             values: Codes [items, slots, codebooks] or latents [items, slots, channels].
             prompt_ids: Tokenised captions.
             captions: The captions themselves (stream recipes spell them into the sequence).
+            actions: What was done on the way to every frame (recipes with `condition.actions`).
+
+        Raises:
+            ValueError: actions missing, or not as wide as the recipe's.
         """
+        wanted, got = model.recipe.condition.actions, 0 if actions is None else actions.shape[-1]
+        if wanted != got:
+            raise ValueError(f"actions of width {got}; condition.actions = {wanted}; try {wanted}")
+        self.actions = actions
         self.model, self.recipe = model, model.recipe
         if self.recipe.layout.kind == "stream":
             size = model.config.codebook_size
@@ -156,8 +165,12 @@ class ModelStage:
             prompt = self.model.prepare(self.model.embed_prompts(ids, is_null))
         else:
             prompt = self.model.unprompted(len(indices))
+        told = None
+        if self.actions is not None:
+            cells = self.model.config.height * self.model.config.width
+            told = frame_actions(self.actions[indices].to(self.model.device), layout, cells)
         hidden = self.model.backbone(
-            batch.values, batch.is_masked, layout, batch.level, prompt, lowered
+            batch.values, batch.is_masked, layout, batch.level, prompt, lowered, actions=told
         )
         return hidden[:, batch.loss_rows]
 

@@ -150,8 +150,8 @@ def test_telling_clean_rows_the_noise_level(tiny, monkeypatch):
     model, plan, _, contents = setup(tiny, "image/acdit", "cache.write=separate")
     plain = model.backbone._vector
 
-    def shared(run, level, prompt):
-        vector = plain(run, level, prompt)
+    def shared(run, level, prompt, actions):
+        vector = plain(run, level, prompt, actions)
         if run.copy == Copy.CLEAN and run.is_data:
             now = level_features(level.max().reshape(1, 1), model.backbone.config.dim)
             vector = vector + model.backbone.embed_level(now.to(vector.dtype))

@@ -1,0 +1,90 @@
+"""A plan without a last block: videos and worlds that go on for as long as anybody watches.
+
+The blocks of a finite plan are laid out once; further blocks are the same rows shifted along the
+first axis, and their values live in the same slots again (a ring). It knows no models or pixels.
+
+Invariants: block b of an endless plan has the rows that block b of a long enough finite plan has,
+up to the slots its values live in; memory does not grow with the number of blocks.
+"""
+
+import sys
+
+import torch
+from jaxtyping import Int
+from torch import Tensor
+
+from .errors import UsageError
+from .layout import Copy, Layout, Role
+from .plan import DecodePlan
+
+MEMO_LIMIT = 64
+"""Remembered layouts; blocks that have passed are never asked for again."""
+
+
+class EndlessPlan(DecodePlan):
+    """Blocks 0, 1, 2, ... without end.
+
+    Only for plans whose cache forgets: with a window, without sinks (their distance to the present
+    would grow beyond anything training saw), two copies, and blocks of one size.
+    """
+
+    def __init__(self, plan: DecodePlan) -> None:
+        """Continue a finite plan.
+
+        Args:
+            plan: Its blocks become the ring of slots.
+
+        Raises:
+            UsageError: a plan that cannot go on, with the setting that forbids it.
+        """
+        super().__init__(
+            table=plan.table, content=plan.content, prompt=plan.prompt, height=plan.height,
+            width=plan.width, copies=plan.copies, shift=plan.shift, write=plan.write,
+            window=plan.window, sink=plan.sink,
+        )  # fmt: skip
+        sizes = {len(rows) for rows in self.rows_of_block}
+        if self.window is None or self.write not in ("separate", "fused"):
+            raise UsageError(
+                f"an endless rollout needs cache.window and cache.write = separate or fused; "
+                f"got {self.window} and {self.write}; try cache.window=8"
+            )
+        if self.sink:
+            raise UsageError(f"cache.sink = {self.sink} in an endless rollout; set cache.sink to 0")
+        if len(sizes) > 1 or len(self.rows_of_block) < 2:
+            raise UsageError(
+                f"an endless rollout needs at least two blocks of one size; got "
+                f"{[len(rows) for rows in self.rows_of_block]} rows; change layout.frames"
+            )
+        axis = self.content.position[:, 0]
+        self._period = float(axis.max() - axis.min()) + 1
+
+    @property
+    def num_blocks(self) -> int:
+        """More than anybody will wait for."""
+        return sys.maxsize
+
+    @property
+    def ring(self) -> int:
+        """Blocks whose values are kept."""
+        return len(self.rows_of_block)
+
+    def sources(self, block: int) -> Int[Tensor, " tokens"]:
+        """Slots of a block: those of the block one ring earlier are used again."""
+        return super().sources(block % self.ring)
+
+    def _remember(self, key: tuple, copy: Copy, level: float) -> Layout:
+        if len(self._memo) > MEMO_LIMIT:
+            self._memo.clear()
+        if key not in self._memo:
+            block = key[1]
+            turns = block // self.ring
+            rows = self.content.take(self.rows_of_block[block % self.ring])
+            shift = torch.zeros(rows.num_axes)
+            shift[0] = turns * self._period
+            self._memo[key] = rows.replace(
+                copy=int(copy), level=level, block=block,
+                order=rows.order + turns * self.num_slots,
+                position=rows.position + shift.to(rows.position),
+                role=rows.role & ~int(Role.SINK),
+            )  # fmt: skip
+        return self._memo[key]

@@ -1,0 +1,202 @@
+"""A rollout that goes on for ever: one block per step, at constant memory.
+
+`LiveRollout` drives an `EndlessPlan` through the one decode loop: it takes the actions of the next
+block, runs its rows, and hands the block's values out before their slots are used again. What a
+world session keeps between two key presses is one of these. It does not know pixels.
+
+Invariant: its values are those of one long request with the same seed, bit for bit; going on from
+a snapshot gives the bits that going on without it gives.
+"""
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from ..core.endless import EndlessPlan
+from ..core.errors import UsageError
+from ..core.plan import build_plan
+from ..core.rollout import Event, Rollout
+from ..core.schedule import scheduler_of
+from .generate import empty_values, prompt_vectors
+from .generator import GenerativeModel, ModelDecoder
+
+
+class LiveRollout:
+    """Blocks of frames one after another, for a batch of items."""
+
+    def __init__(
+        self,
+        model: GenerativeModel,
+        prompts: Sequence[str],
+        generators: Sequence[torch.Generator],
+        *,
+        num_steps: int | None = None,
+        guidance_scale: float | None = None,
+        temperature: float | None = None,
+    ) -> None:
+        """Open the rollout; nothing runs yet.
+
+        Args:
+            model: A video model whose cache has a window, in eval mode.
+            prompts: One per item.
+            generators: One CPU generator per item.
+            num_steps: Rows per block; None = the recipe's.
+            guidance_scale: 1 = off; None = the recipe's.
+            temperature: 0 = greedy; None = the recipe's.
+
+        Raises:
+            UsageError: a model that cannot go on for ever, or another number of generators.
+        """
+        if len(prompts) != len(generators):
+            raise UsageError(f"{len(generators)} generators for {len(prompts)} prompts; give equal")
+        self.model, self.items = model, len(prompts)
+        height, width = model.config.height, model.config.width
+        self.plan = EndlessPlan(build_plan(model.recipe, height, width))
+        self.frames_per_block = len(self.plan.rows_of_block[0]) // (height * width)
+        scheduler = scheduler_of(
+            model.recipe, guidance_scale=guidance_scale, temperature=temperature
+        )
+        self.decoder = ModelDecoder(model, prompt_vectors(model, prompts), self._uncond(scheduler))
+        width = model.recipe.condition.actions
+        if width:
+            frames = self.plan.ring * self.frames_per_block
+            self.decoder.actions = torch.zeros(self.items, frames, width, device=model.device)
+        values = empty_values(model, self.items)
+        self._rollout = Rollout(
+            self.plan, self.decoder, scheduler, values=values,
+            is_known=torch.zeros(values.shape[:2], dtype=torch.bool, device=values.device),
+            generators=generators, num_steps=num_steps,
+        )  # fmt: skip
+        self.block = 0
+
+    def _uncond(self, scheduler: Any) -> Any:
+        if not self.model.uses_prompt or scheduler.config.guidance_scale == 1.0:
+            return None
+        with torch.no_grad():
+            null = self.model.text_encoder.null(self.items, self.model.recipe.text.words)
+            return self.model.prepare(null)
+
+    @torch.no_grad()
+    def observe(
+        self, values: Tensor, actions: Float[Tensor, "items frames actions"] | None = None
+    ) -> None:
+        """Take the next block as given: it becomes context, as if it had been generated.
+
+        Args:
+            values: Codes or latents [items, slots of a block, channels], clean.
+            actions: What was done on the way to each of its frames.
+
+        Raises:
+            UsageError: wrong shapes.
+        """
+        self._open(actions)
+        source = self.plan.sources(self.block)
+        wanted = (self.items, len(source), self._rollout.values.shape[-1])
+        if tuple(values.shape) != wanted:
+            raise UsageError(f"given frames have shape {tuple(values.shape)}; legal {wanted}")
+        self._rollout.values[:, source] = values.to(self._rollout.values)
+        self._rollout.is_known[:, source] = self._rollout.given[:, source] = True
+        for _ in self._rollout.block_events(self.block):
+            pass
+        self._close()
+
+    @torch.no_grad()
+    def events(
+        self, actions: Float[Tensor, "items frames actions"] | None = None
+    ) -> Iterator[Event]:
+        """Generate the next block, row by row; the block counts once all events are taken."""
+        self._open(actions)
+        yield from self._rollout.block_events(self.block)
+        self._close()
+
+    def step(self, actions: Float[Tensor, "items frames actions"] | None = None) -> Tensor:
+        """Generate the next block.
+
+        Args:
+            actions: What is done on the way to each of its frames; for models with actions.
+
+        Returns:
+            Its values [items, slots of a block, channels], frame after frame.
+        """
+        source = self.plan.sources(self.block)
+        for _ in self.events(actions):
+            pass
+        return self._rollout.values[:, source].clone()
+
+    def _open(self, actions: Tensor | None) -> None:
+        """Free the slots the next block lives in and note its actions."""
+        source = self.plan.sources(self.block)
+        told = self.decoder.actions
+        wanted = None if told is None else (self.items, self.frames_per_block, told.shape[-1])
+        got = None if actions is None else tuple(actions.shape)
+        if wanted != got:
+            raise UsageError(f"actions have shape {got}; this model takes {wanted} per step")
+        if told is not None and actions is not None:
+            first = (self.block % self.plan.ring) * self.frames_per_block
+            told[:, first : first + self.frames_per_block] = actions.to(told)
+        self._rollout.is_known[:, source] = self._rollout.given[:, source] = False
+
+    def _close(self) -> None:
+        self.block += 1
+        if self._rollout.cache is not None:
+            self._rollout.cache.log.clear()  # a log without end would be a leak
+
+    def set_prompts(self, prompts: Sequence[str]) -> None:
+        """Change the prompts of the blocks to come; what is cached stays as it was.
+
+        Raises:
+            UsageError: another number of prompts.
+        """
+        if len(prompts) != self.items:
+            raise UsageError(f"{len(prompts)} prompts for {self.items} items; give one per item")
+        fresh = ModelDecoder(
+            self.model, prompt_vectors(self.model, prompts), self._uncond(self._rollout.scheduler)
+        )
+        fresh.actions = self.decoder.actions
+        self.decoder = self._rollout.decoder = fresh
+
+    def snapshot(self) -> dict[str, Tensor]:
+        """Return everything that going on depends on, the prompts apart (safetensors-ready)."""
+        rollout = self._rollout
+        state = {"block": torch.tensor(self.block), "values": rollout.values.clone()}
+        state |= {f"generator.{i}": g.get_state() for i, g in enumerate(rollout.generators)}
+        if rollout.cache is not None:
+            state |= {f"cache.{name}": part for name, part in rollout.cache.snapshot().items()}
+        if self.decoder.actions is not None:
+            state["actions"] = self.decoder.actions.clone()
+        return state
+
+    def restore(self, state: dict[str, Tensor]) -> None:
+        """Go on from a snapshot of a rollout of the same model and number of items.
+
+        Raises:
+            UsageError: a snapshot of another model or another number of items.
+        """
+        mine = self.snapshot()
+        shapes = {name: tuple(part.shape) for name, part in mine.items()}
+        given = {name: tuple(part.shape) for name, part in state.items()}
+        if shapes != given:
+            odd = sorted(set(shapes.items()) ^ set(given.items()))[0][0]
+            raise UsageError(f"snapshot does not fit this model: {odd}")
+        rollout = self._rollout
+        self.block = int(state["block"])
+        rollout.values = state["values"].clone()
+        for i, generator in enumerate(rollout.generators):
+            generator.set_state(state[f"generator.{i}"])
+        if rollout.cache is not None:
+            prefix = "cache."
+            inner = {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}
+            rollout.cache.restore(inner)
+        if self.decoder.actions is not None:
+            self.decoder.actions.copy_(state["actions"])
+        rollout.is_known[:] = True
+        rollout.pending = self._pending()
+
+    def _pending(self) -> list[Any]:
+        """Rows that are finished but not yet in the cache, which the block number tells."""
+        if self.block == 0:
+            return [] if self.plan.prompt is None else [self.plan.prompt]
+        return [self.plan.clean_rows(self.block - 1)] if self.plan.write == "fused" else []
