@@ -25,7 +25,7 @@ class EndlessPlan(DecodePlan):
     """Blocks 0, 1, 2, ... without end.
 
     Only for plans whose cache forgets: with a window, without sinks (their distance to the present
-    would grow beyond anything training saw), two copies, and blocks of one size.
+    would grow beyond anything training saw), and blocks of one size.
     """
 
     def __init__(self, plan: DecodePlan) -> None:
@@ -43,9 +43,9 @@ class EndlessPlan(DecodePlan):
             window=plan.window, sink=plan.sink,
         )  # fmt: skip
         sizes = {len(rows) for rows in self.rows_of_block}
-        if self.window is None or self.write not in ("separate", "fused"):
+        if self.window is None or self.write not in ("separate", "fused", "block"):
             raise UsageError(
-                f"an endless rollout needs cache.window and cache.write = separate or fused; "
+                "an endless rollout needs cache.window and cache.write = separate, fused or block; "
                 f"got {self.window} and {self.write}; try cache.window=8"
             )
         if self.sink:

@@ -81,6 +81,7 @@ def condition_free_clean(recipe: Recipe, plan: DecodePlan) -> bool:
     """Whether clean rows are told no prompt, so that guidance branches share one cache."""
     condition = recipe.condition
     told = (condition.adaln or condition.cross) and "clean" in condition.modulate
+    told |= plan.write == "block"  # the kept rows are the noisy ones
     return not told and not plan.num_prompt_rows
 
 

@@ -72,9 +72,20 @@ class DecodePlan:
         """Data slots of a block, in generation order."""
         return self.content.source[self.rows_of_block[block]]
 
+    @property
+    def commits_alone(self) -> bool:
+        """True when finished blocks become permanent in a pass of their own."""
+        return self.write in ("separate", "block")
+
+    @property
+    def keeps_blocks(self) -> bool:
+        """True when a finished block is context for later ones by rows of its own."""
+        return self.copies == 2 or bool(self.shift) or self.write == "block"
+
     def clean_rows(self, block: int) -> Layout:
-        """Rows that make a finished block permanent."""
-        return self._remember(("clean", block), Copy.CLEAN, 0.0)
+        """Rows that make a finished block permanent: the clean copy, or the only one at level 0."""
+        copy = Copy.NOISY if self.write == "block" else Copy.CLEAN
+        return self._remember(("clean", block), copy, 0.0)
 
     def noisy_rows(self, block: int) -> Layout:
         """Rows that predict a block."""

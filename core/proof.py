@@ -46,12 +46,18 @@ class Contents:
 
 
 def training_forward(
-    plan: DecodePlan, decoder: Decoder, contents: Contents
+    plan: DecodePlan, decoder: Decoder, contents: Contents, block: int | None = None
 ) -> tuple[Layout, Tensor]:
-    """Run the masked forward over the training layout; returns its rows and hidden states."""
+    """Run the masked forward over the training layout; returns its rows and hidden states.
+
+    With one copy (`cache.write = "block"`) the levels say what is known: `block` and later blocks
+    are noisy, earlier ones at level 0; None = all at level 0.
+    """
     layout = plan.training_layout()
     source = layout.source.clamp_min(0)
     is_noisy = layout.copy == Copy.NOISY
+    if plan.write == "block":
+        is_noisy &= layout.block >= (plan.num_blocks if block is None else block)
     values, is_masked = contents.values[:, source], contents.is_masked[:, source] & is_noisy
     level = is_masked.float()
     if contents.noisy is not None:
@@ -95,6 +101,10 @@ def compare(plan: DecodePlan, decoder: Decoder, contents: Contents) -> Parity:
     place = {key: row for row, key in enumerate(_keys(layout))}
     worst, count = 0.0, 0
     for rows, hidden in decode_forward(plan, decoder, contents):
+        if plan.write == "block":
+            noisy = rows.block[rows.level > 0]
+            block = int(noisy[0]) if len(noisy) else None
+            trained = training_forward(plan, decoder, contents, block)[1]
         for at, key in enumerate(_keys(rows)):
             if key not in place:
                 continue

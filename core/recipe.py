@@ -136,9 +136,14 @@ class ScheduleSpec(_Section):
 
 
 class CacheSpec(_Section):
-    """What becomes permanent and when. `exact: true` is refused unless the checker proves it."""
+    """What becomes permanent and when. `exact: true` is refused unless the checker proves it.
 
-    write: Literal["none", "prefix", "token", "separate", "fused"] = "none"
+    `write` "separate": a pass over the clean rows after every block; "fused": that pass rides with
+    the next block; "block": the same for recipes with one copy, whose finished rows are run once
+    more at level 0 (diffusion forcing); "token": every token as it is drawn; "prefix": the prompt.
+    """
+
+    write: Literal["none", "prefix", "token", "separate", "fused", "block"] = "none"
     keys: Literal["unrotated", "rotated"] = "unrotated"
     window: int | None = Field(None, ge=1)
     sink: int = Field(0, ge=0)
@@ -246,6 +251,11 @@ def _combination_errors(recipe: Recipe) -> list[str]:
         errors.append(f'cache.write = "{cache.write}" needs layout.copies = 2; set "none"')
     if cache.write == "token" and layout.shift == 0:
         errors.append('cache.write = "token" needs layout.shift = 1; set "none" or "separate"')
+    if cache.write == "block" and (layout.copies == 2 or layout.shift == 1):
+        errors.append(
+            f'cache.write = "block" with layout.copies = {layout.copies} and layout.shift = '
+            f'{layout.shift}; set "{"separate" if layout.copies == 2 else "token"}"'
+        )
     if layout.shift == 1 and cache.write not in ("token", "none"):
         errors.append(f'cache.write = "{cache.write}" with layout.shift = 1; set "token"')
     if (head.kind == "patch") != (corruption.kind in ("flow", "ddpm")):
@@ -266,15 +276,16 @@ def _combination_errors(recipe: Recipe) -> list[str]:
         )
     if layout.split == "random" and layout.copies != 2:
         errors.append('layout.split = "random" needs layout.copies = 2; set "fixed"')
-    if head.kind == "patch" and layout.copies == 1 and layout.block != "all":
+    alone = layout.copies == 1 and cache.write != "block"
+    if head.kind == "patch" and alone and layout.block != "all":
         errors.append(
-            f'layout.block = {layout.block!r} with head.kind = "patch" needs layout.copies = 2; '
-            'set layout.block to "all"'
+            f'layout.block = {layout.block!r} with head.kind = "patch" needs layout.copies = 2 or '
+            'cache.write = "block"; set layout.block to "all", or one of them'
         )
     if cache.window is not None and cache.write in ("none", "prefix"):
         errors.append(
             f'cache.window = {cache.window} with cache.write = "{cache.write}" evicts nothing; '
-            'set cache.write to "separate", "fused" or "token", or leave the window out'
+            'set cache.write to "separate", "fused", "block" or "token", or leave the window out'
         )
     if cache.sink and cache.window is None:
         errors.append(f"cache.sink = {cache.sink} needs cache.window; set cache.sink to 0")

@@ -198,7 +198,7 @@ class Rollout:
         """Run the rows that predict a block, with pending rows riding in front where allowed."""
         plan = self.plan
         noisy = [] if plan.shift else self._noisy_parts(block)
-        if plan.write in ("separate", "prefix"):
+        if plan.commits_alone or plan.write == "prefix":
             self._flush()
         riding, self.pending = self.pending, []
         count = sum(rows.num_tokens for rows in riding)
@@ -216,10 +216,11 @@ class Rollout:
     def _noisy_parts(self, block: int) -> list[Layout]:
         """Noisy rows that run to predict a block: its own, or all of them for single copies.
 
-        Without clean copies a block's context is the other noisy rows, so none can be left out.
+        Where finished blocks are not kept, a block's context is the other noisy rows, so none can
+        be left out.
         """
         plan = self.plan
-        if plan.copies == 2:
+        if plan.keeps_blocks:
             return [plan.noisy_rows(block)]
         return [plan.noisy_rows(b) for b in range(plan.num_blocks)]
 
@@ -227,13 +228,13 @@ class Rollout:
         """Queue the clean rows of a finished block and drop what no later row can see."""
         plan = self.plan
         last = block == plan.num_blocks - 1
-        if self.pending and plan.window is not None and plan.write != "separate":
+        if self.pending and plan.window is not None and not plan.commits_alone:
             # Given blocks run no pass of their own; a windowed cache cannot hold them all at once.
             self._flush()
             self._evict(block)
-        if (plan.copies == 2 or plan.shift) and not last:
+        if plan.keeps_blocks and not last:
             self.pending.append(plan.clean_rows(block))
-        if plan.write == "separate" and not last:
+        if plan.commits_alone and not last:
             self._flush()
             self._evict(block + 1)
         yield self._event("commit", f"block_{block}", block)

@@ -229,7 +229,9 @@ class ModelDecoder:
         spec = model.recipe.schedule
         self.top_k = spec.top_k if top_k is None else top_k
         self.top_p = spec.top_p if top_p is None else top_p
-        self.shares_cache = model.backbone.condition_free_clean
+        # With one copy the kept rows are rows that were told the prompt.
+        kept_is_told = model.recipe.cache.write == "block"
+        self.shares_cache = model.backbone.condition_free_clean and not kept_is_told
         self.cells = model.config.height * model.config.width
 
     @property

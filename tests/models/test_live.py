@@ -15,11 +15,14 @@ from blockloom.models.live import LiveRollout
 
 VIDEO = ("modality=video", "layout.kind=frames", "layout.block=frame", "layout.frames=6")
 WINDOWED = (*VIDEO, "cache.window=3")
+FORCING = ("layout.copies=1", "cache.write=block", "mask=block_causal")
 CASES = [
     ("image/acdit", ()),
     ("image/acdit", ("condition.actions=3",)),
     ("image/acdit", ("cache.write=separate", "condition.actions=3", "schedule.guidance_scale=1.0")),
     ("image/acdit", ("layout.block=frames:2",)),
+    ("image/acdit", FORCING),
+    ("image/acdit", (*FORCING, "condition.actions=3", "schedule.guidance_scale=2.0")),
     ("image/block_masked", ()),
     ("image/block_masked", ("cache.write=fused", "condition.actions=2", "cache.keys=unrotated")),
 ]
@@ -117,11 +120,9 @@ def test_given_frames_become_context(tiny, write):
     assert torch.equal(torch.cat(later, 1), whole[:, 4 * 16 :])
 
 
-@pytest.mark.parametrize("write", ["fused", "separate"])
+@pytest.mark.parametrize("write", [("cache.write=fused",), ("cache.write=separate",), FORCING])
 def test_a_snapshot_goes_on_bit_for_bit(tiny, write):
-    model = tiny.model(
-        "image/acdit", *WINDOWED, "condition.actions=3", f"cache.write={write}", std=0.3
-    )
+    model = tiny.model("image/acdit", *WINDOWED, "condition.actions=3", *write, std=0.3)
     actions = actions_for(model, 12)
     live = LiveRollout(model, ["cat", "sun"], generators(), num_steps=2)
     for frame in range(7):
@@ -192,6 +193,8 @@ def test_what_cannot_go_on_is_refused(tiny):
         (("layout.frames=4",), r'layout.frames = 4 needs layout.kind = "frames"'),
         (("condition.actions=2",), "set condition.actions to 0"),
         (("modality=video",), 'set "frames"'),
+        (("cache.write=block",), 'set "separate"'),
+        (("layout.copies=1", "cache.write=none"), 'or cache.write = "block"'),
     ],
 )
 def test_illegal_video_settings_name_what_to_set(tiny, overrides, match):
