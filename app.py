@@ -16,9 +16,16 @@ from typing import Any
 os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # read when gradio is imported
 
 import gradio as gr
+from starlette.middleware import Middleware
+from starlette.middleware.trustedhost import TrustedHostMiddleware
+from starlette.requests import Request
+from starlette.responses import JSONResponse
+from starlette.routing import Route
 
-from blockloom import cli
+from blockloom import __version__, cli
+from blockloom.commands.demo import is_local
 from blockloom.demo import handlers, inside, look, views, wishes
+from blockloom.demo.gate import Doors, Gate
 from blockloom.demo.session import Session
 from blockloom.demo.shelf import Shelf
 
@@ -56,12 +63,13 @@ def build(shelf: Shelf) -> gr.Blocks:
 
 def _image_tab(does: handlers.Handlers, shelf: Shelf) -> None:
     session = gr.State(Session(), delete_callback=Session.clear)
-    with gr.Row(equal_height=False):
+    with gr.Row(equal_height=False, elem_id="bl-main"):
         with gr.Column(scale=5, min_width=320):
             box = _wish_boxes(does, shelf)
         with gr.Column(scale=5, min_width=320):
             idle = views.placeholder("idle", handlers.IDLE if shelf.names else "")
             box.canvas = gr.HTML(idle, elem_id="bl-canvas")
+            box.turn = gr.HTML(elem_id="bl-turn")
     with gr.Row(equal_height=False, visible=False) as box.results:
         _result_boxes(box)
     _connect(does, session, box)
@@ -86,14 +94,16 @@ def _wish_boxes(does: handlers.Handlers, shelf: Shelf) -> SimpleNamespace:
         box.dice = gr.Button("🎲", elem_id="bl-dice", scale=0)
     with gr.Row():
         can_draw = bool(names)
-        box.draw = gr.Button("Draw", variant="primary", interactive=can_draw, elem_id="bl-draw")
-        box.stop = gr.Button("Stop", elem_id="bl-stop")
+        box.draw = gr.Button(
+            "Draw", variant="primary", interactive=can_draw, min_width=120, elem_id="bl-draw"
+        )
+        box.stop = gr.Button("Stop", min_width=120, elem_id="bl-stop")
     with gr.Row(elem_classes="bl-examples"):
         box.examples = [
             (gr.Button(f"{words}, {kind}", size="sm", interactive=can_draw), words, kind)
             for words, kind in wishes.EXAMPLES
         ]
-    with gr.Accordion("More settings", open=False):
+    with gr.Accordion("More settings", open=False, elem_id="bl-more"):
         box.number = gr.Slider(1, wishes.MAX_PICTURES, 1, step=1, label="Pictures")
         box.rows = gr.Slider(1, wishes.MAX_STEPS, steps, step=1, label="Steps per block")
         box.weight = gr.Slider(
@@ -113,7 +123,7 @@ def _result_boxes(box: SimpleNamespace) -> None:
         gr.HTML("<h3>Your pictures, newest first</h3>", elem_classes="bl-heading")
         box.gallery = gr.Gallery(
             label="Your pictures", show_label=False, columns=3, fit_columns=False,
-            object_fit="contain", height=420, format="png", interactive=False,
+            object_fit="contain", height="auto", format="png", interactive=False,
             buttons=["download", "fullscreen"], elem_id="bl-gallery",
         )  # fmt: skip
     with gr.Column(scale=4, min_width=280, elem_id="bl-edit"):
@@ -130,27 +140,29 @@ def _result_boxes(box: SimpleNamespace) -> None:
 def _connect(does: handlers.Handlers, session: gr.State, box: SimpleNamespace) -> None:
     """Say what happens on every click."""
     run = gr.Number(visible=False, precision=0)
-    waits = [box.canvas, run]
-    shown = [box.canvas, box.results, box.gallery, box.download, box.chosen]
+    waits = [session, box.canvas, run]
+    shown = [box.canvas, box.results, box.gallery, box.download, box.chosen, box.redraw]
     settings = [box.rows, box.weight, box.model]
     wish = [session, run, box.prompt, box.style, box.seed, box.number, *settings]
     change = [session, run, box.prompt, box.style, box.seed, box.region, *settings]
-    quiet: dict[str, Any] = {"show_progress": "hidden"}
+    # Values go to the handlers as they came: they check them all, in one form of words.
+    quiet: dict[str, Any] = {"show_progress": "hidden", "preprocess": False}
+    turn = TURN | quiet | {"show_progress": "minimal", "show_progress_on": box.turn}
     hidden = quiet | {"api_visibility": "private", "queue": False}
     gr.on([box.prompt.submit, box.draw.click], does.ask, session, waits, **hidden).then(
-        does.draw, wish, shown, api_name="draw", **quiet, **TURN
+        does.draw, wish, shown, api_name="draw", **turn
     )
     box.redraw.click(does.ask, session, waits, **hidden).then(
-        does.redraw, change, shown, api_name="redraw", **quiet, **TURN
+        does.redraw, change, shown, api_name="redraw", **turn
     )
     for button, words, kind in box.examples:
         button.click(lambda w=words, k=kind: (w, k), None, [box.prompt, box.style], **hidden).then(
             does.ask, session, waits, **hidden
-        ).then(does.draw, wish, shown, api_visibility="private", **quiet, **TURN)
+        ).then(does.draw, wish, shown, api_visibility="private", **turn)
     box.stop.click(does.stop, session, None, **hidden)
     box.dice.click(wishes.new_seed, None, box.seed, **hidden)
     box.model.input(does.recipe_defaults, box.model, [box.rows, box.weight], **hidden)
-    box.gallery.select(does.choose, session, [box.download, box.chosen], **hidden)
+    box.gallery.select(does.choose, session, [box.download, box.chosen, box.redraw], **hidden)
 
 
 def _inside_tab(does: handlers.Handlers, page: gr.Blocks) -> None:
@@ -178,8 +190,43 @@ def _inside_tab(does: handlers.Handlers, page: gr.Blocks) -> None:
     gr.on(
         [page.load, recipe.input, length.release, block.input], does.look,
         [recipe, length, block], [about, mask, order, kept], show_progress="hidden",
-        trigger_mode="always_last", api_name="look_inside", concurrency_limit=2,
+        preprocess=False, trigger_mode="always_last", api_name="look_inside",
+        concurrency_limit=2,
     )  # fmt: skip
+
+
+def doors(page: gr.Blocks) -> Doors:
+    """List the page's functions with how many values each takes; sessions are not sent."""
+    by_number, by_name = {}, {}
+    for number, function in page.fns.items():
+        total = len(function.inputs)
+        sent = sum(not block.skip_api for block in function.inputs)
+        by_number[number] = (total,)
+        if function.api_name and function.api_visibility != "private":
+            by_name[str(function.api_name)] = tuple(sorted({sent, total}))
+    return Doors(by_number, by_name)
+
+
+def server_settings(page: gr.Blocks, *, listen: str) -> dict[str, Any]:
+    """List what the server under the page is built with: its guards and /healthz.
+
+    Args:
+        page: The page.
+        listen: Address; on one of this machine's own, requests must name this machine, or a
+            foreign name that resolves here (DNS rebinding) would make its page ours.
+    """
+    guards = [Middleware(Gate, doors=doors(page))]
+    if is_local(listen):
+        names = sorted({"localhost", "127.0.0.1", "::1", "[::1]", listen})
+        guards.insert(0, Middleware(TrustedHostMiddleware, allowed_hosts=names, www_redirect=False))
+
+    async def health(_: Request) -> JSONResponse:
+        waiting = len(page._queue)  # the public number is only for those who are logged in
+        return JSONResponse(
+            {"status": "ok", "version": __version__, "waiting": waiting, "limit": MAX_WAITING}
+        )
+
+    return {"middleware": guards, "routes": [Route("/healthz", health)]}
 
 
 def launch_settings(shelf: Shelf, *, listen: str, port: int, auth: Any) -> dict[str, Any]:
@@ -216,7 +263,8 @@ def start(named: Sequence[str], *, listen: str, port: int, auth: Any = None) -> 
     shelf = Shelf(named)
     page = build(shelf)
     settings = launch_settings(shelf, listen=listen, port=port, auth=auth)
-    page.launch(prevent_thread_lock=True, inbrowser=False, **settings)
+    server = server_settings(page, listen=listen)
+    page.launch(prevent_thread_lock=True, inbrowser=False, app_kwargs=server, **settings)
     return page
 
 

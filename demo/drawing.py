@@ -46,7 +46,7 @@ class _Progress:
     def see(self, event: Any) -> None:
         rows, row = event.data["of_rows"], event.data["row"] + 1
         self.done, self.total = event.block * rows + row, event.of_blocks * rows
-        self.place = f"block {event.block + 1} of {event.of_blocks}, row {row} of {rows}"
+        self.place = f"block {event.block + 1} of {event.of_blocks}, step {row} of {rows}"
 
 
 def draw(
@@ -103,7 +103,7 @@ def _last(event: Any, progress: _Progress, seconds: float) -> Frame:
         line = f"Done: {word} in {seconds:.1f} s"
         return Frame(images, progress.total, progress.total, line, "done")
     if not progress.done:
-        return Frame([], 0, progress.total, "Stopped before the first row", "stopped")
+        return Frame([], 0, progress.total, "Stopped before the first step", "stopped")
     why = "Time is up" if seconds > MAX_SECONDS else "Stopped"
     line = f"{why} at {progress.place}; kept"
     return Frame(images, progress.done, progress.total, line, "stopped")

@@ -9,7 +9,7 @@ import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
-from html import escape
+from html import escape, unescape
 from typing import Any
 
 import gradio as gr
@@ -53,8 +53,11 @@ class Handlers:
     # -- drawing ------------------------------------------------------------------------------
 
     def ask(self, session: Session) -> list[Any]:
-        """Show at once that the wish was heard, and number it; the queue may be busy."""
-        return [views.placeholder("waiting", "Waiting for a free turn …"), session.ask()]
+        """Show at once that the wish was heard, and number it; the queue may be busy.
+
+        The session goes out again because Gradio counts the time of what was put out only.
+        """
+        return [session, views.placeholder("waiting", "Waiting for a free turn …"), session.ask()]
 
     def draw(
         self, session: Session, run: Any, prompt: Any, style: Any, seed: Any, number: Any,
@@ -78,12 +81,14 @@ class Handlers:
         self, session: Session, run: Any, model: Any, given: dict[str, Any], *, is_edit: bool
     ) -> Iterator[list[Any]]:
         # Whoever talks to the server without the page sends no number.
-        run = run if isinstance(run, int) and 0 < run <= session.asked else session.ask()
+        is_known = type(run) is int and 0 < run <= session.asked
+        run = run if is_known else session.ask()
         try:
             with answered():
                 yield from self._frames(session, run, model, given, is_edit=is_edit)
-        except gr.Error:
-            yield [views.placeholder("failed", "Nothing was drawn."), *_nothing()]
+        except gr.Error as error:
+            line = f"Nothing was drawn: {unescape(error.message)}"
+            yield [views.placeholder("failed", line), *_nothing()]
             raise
         finally:
             session.end(run)
@@ -138,8 +143,7 @@ class Handlers:
         """Compute the second tab; what a recipe does not allow is said in place."""
         try:
             with answered():
-                wished = int(length) if isinstance(length, int | float) else str(length)
-                view = inside.look(str(recipe), wished, str(block))
+                view = inside.look(str(recipe), wishes.text(length), str(block))
         except gr.Error as error:
             return [f'<div class="bl-notice">{error.message}</div>', "", "", ""]
         return [view.about, view.mask, view.order, view.log]
@@ -147,7 +151,7 @@ class Handlers:
 
 def _nothing() -> list[Any]:
     """Leave everything below the canvas as it is."""
-    return [gr.skip()] * 4
+    return [gr.skip()] * 5
 
 
 def _kept(session: Session) -> list[Any]:
@@ -162,10 +166,13 @@ def _chosen(chosen: Finished) -> list[Any]:
     return [
         gr.update(value=chosen.path, label=label, interactive=True),
         views.chosen(chosen.image, chosen.caption),
+        gr.update(interactive=chosen.is_complete),
     ]
 
 
 def _picture_to_edit(session: Session) -> Finished:
     if session.chosen is None:
         raise UsageError("there is no picture to redraw yet; draw one first")
+    if not session.chosen.is_complete:
+        raise UsageError("this picture was stopped and has holes; choose a finished one")
     return session.chosen

@@ -206,7 +206,7 @@ def _places(
 ) -> dict[int, tuple[int, int, int, int]]:
     """Map data slots to boxes (left, top, right, bottom): caption strip, picture, then the rest."""
     height, width = grid
-    cell = min(64, 384 // max(height, width))
+    cell = min(96, 384 // max(height, width))
     across, strip = max(1, width * cell // 20), 20
     boxes, top = {}, 34
     for slot in range(text_tokens):

@@ -44,6 +44,7 @@ def theme() -> gr.themes.Base:
         block_background_fill_dark="transparent",
         block_label_background_fill="transparent",
         input_background_fill="white",
+        input_placeholder_color="*neutral_500",
         button_primary_background_fill="*primary_600",
         button_primary_background_fill_hover="*primary_700",
         button_primary_text_color="white",
@@ -55,7 +56,8 @@ CSS = """
 #bl-title { padding: 20px 0 2px; }
 #bl-title h1 { font-size: 30px; font-weight: 650; letter-spacing: -0.02em; margin: 0 0 6px; }
 #bl-title p { font-size: 16px; color: var(--body-text-color-subdued); margin: 0; max-width: 46em; }
-.bl-canvas { width: 100%; max-width: 400px; margin: 0 auto; }
+/* 384 pixels of picture, 8 of padding and 1 of border on each side: nothing is scaled twice. */
+.bl-canvas { width: 100%; max-width: 402px; margin: 0 auto; }
 .bl-grid { display: grid; grid-template-columns: repeat(var(--columns, 1), 1fr); gap: 4px;
   width: 100%; aspect-ratio: 1; padding: 8px; border-radius: 16px; background: white;
   border: 1px solid var(--border-color-primary); align-content: start; box-sizing: border-box; }
@@ -99,6 +101,7 @@ CSS = """
 #bl-edit .block, #bl-edit .form { padding: 0; background: transparent; }
 .gradio-container .html-container, .gradio-container .gr-accordion { padding: 0; }
 #bl-gallery { padding: 0; }
+#bl-gallery .grid-wrap { max-height: 640px; height: auto; }
 #bl-gallery .thumbnail-item { aspect-ratio: 4 / 5; background: white; position: relative; }
 #bl-gallery .thumbnail-item img { position: absolute; top: 0; left: 0; height: auto;
   aspect-ratio: 1; object-fit: contain; }
@@ -109,5 +112,26 @@ CSS = """
 .bl-chosen { display: flex; gap: 14px; align-items: center; font-size: 14px; }
 .bl-chosen img { width: 72px; height: 72px; border-radius: 10px; margin: 0;
   border: 1px solid var(--border-color-primary); background: white; }
-#bl-dice { min-width: 48px !important; max-width: 56px; align-self: end; height: 42px; }
+#bl-dice { min-width: 48px !important; max-width: 56px; align-self: end; height: 40px; }
+#bl-style input { height: 20px; }
+/* The place in the queue; Gradio would lay it over the block it belongs to. */
+#bl-turn { min-height: 22px; position: relative; }
+#bl-turn .wrap { background: none; border: 0; }
+#bl-turn .progress-text { position: static; margin: auto; background: none; font-size: 14px;
+  font-family: inherit; color: var(--body-text-color-subdued);
+  font-variant-numeric: tabular-nums; }
+[data-kind=failed] .bl-line { color: #a3341f; }
+.dark [data-kind=failed] .bl-line { color: #ffb4a2; }
+#bl-mask, #bl-order, #bl-log, .bl-scroll { min-width: 0; max-width: 100%; }
+/* On a phone the picture stands right below the button that starts it. */
+@media (max-width: 700px) {
+  #bl-title { padding-top: 8px; }
+  #bl-main { flex-direction: column; }
+  #bl-main > .column { display: contents; }
+  #bl-canvas, #bl-turn { order: 1; }
+  .bl-examples { order: 2; }
+  #bl-more { order: 3; }
+  #bl-gallery .grid-container { grid-template-columns: repeat(2, minmax(0, 1fr)) !important; }
+  .bl-table td, .bl-table th { padding-left: 8px; padding-right: 8px; }
+}
 """

@@ -6,6 +6,7 @@ shared, so a stop or a picture can never reach somebody else.
 
 import shutil
 import tempfile
+import weakref
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -60,6 +61,7 @@ class Session:
     stopped_up_to: int = 0
     folder: str | None = None
     made: int = 0
+    _removal: weakref.finalize | None = field(default=None, repr=False)
 
     def ask(self) -> int:
         """Give a run that waits for its turn its number, from 1."""
@@ -90,6 +92,8 @@ class Session:
         """
         if self.folder is None:
             self.folder = tempfile.mkdtemp(prefix="blockloom-demo-")
+            # Gradio forgets the sessions of long ago without a word; then, too, the files go.
+            self._removal = weakref.finalize(self, shutil.rmtree, self.folder, True)
         path = Path(self.folder) / file_name(self.made, params.prompt, params.seed)
         self.made += 1
         save_png(image, path, record)
@@ -118,6 +122,6 @@ class Session:
     def clear(self) -> None:
         """Stop everything and remove this visitor's files."""
         self.stop()
-        if self.folder is not None:
-            shutil.rmtree(self.folder, ignore_errors=True)
+        if self._removal is not None:
+            self._removal()
         self.finished, self.chosen, self.folder = [], None, None

@@ -31,7 +31,7 @@ def new_seed() -> str:
     return str(secrets.randbits(32))
 
 
-def _text(value: Any) -> str:
+def text(value: Any) -> str:
     """Write a box's value the way a person would type it as a flag."""
     if isinstance(value, float) and value.is_integer():
         return str(int(value))
@@ -68,19 +68,19 @@ def wished_pictures(
         words = values.prompt(prompt if isinstance(prompt, str) else "").strip()
         if not words:
             raise UsageError(explain("the prompt is empty", hint=EXAMPLES[0][0]))
-        chosen = values.one_of("style", STYLES)(_text(style))
-        first = values.whole("seed", 0, values.MAX_SEED, also=-1)(_text(seed or "").strip() or "-1")
-        count = values.whole("number of pictures", 1, MAX_PICTURES)(_text(number))
+        chosen = values.one_of("style", STYLES)(text(style))
+        first = values.whole("seed", 0, values.MAX_SEED, also=-1)(text(seed or "").strip() or "-1")
+        count = values.whole("number of pictures", 1, MAX_PICTURES)(text(number))
         params = ImageParams(
             prompt=words,
             seed=secrets.randbits(32) if first == -1 else first,
             model=model,
             style=None if chosen == "none" else chosen,
-            num_inference_steps=values.whole("steps", 1, MAX_STEPS)(_text(steps)),
-            guidance_scale=values.real("guidance", 0.0, MAX_GUIDANCE)(_text(guidance)),
+            num_inference_steps=values.whole("steps", 1, MAX_STEPS)(text(steps)),
+            guidance_scale=values.real("guidance", 0.0, MAX_GUIDANCE)(text(guidance)),
             region=None
             if region is None
-            else values.one_of("part to redraw", values.REGIONS)(_text(region)),
+            else values.one_of("part to redraw", values.REGIONS)(text(region)),
         )
     except values.FlagError as error:
         raise UsageError(str(error)) from None

@@ -1,6 +1,7 @@
 """The demo without a browser: how the server is set up, what the handlers answer, whose is what."""
 
 import asyncio
+import gc
 import json
 import re
 import subprocess
@@ -108,6 +109,20 @@ class TestServer:
         inputs = {block for fn in app.build(shelf).fns.values() for block in fn.inputs}
         kinds = {type(block).__name__ for block in inputs}
         assert kinds == {"State", "Number", "Textbox", "Dropdown", "Slider", "Radio"}
+
+    @pytest.mark.parametrize(
+        ("letters", "paper"),
+        [("#6b6560", "#fafaf7"), ("#78716c", "#ffffff"), ("#a3341f", "#fafaf7"),
+         ("#ffffff", "#26547c"), ("#44403c", "#fafaf7"), ("#3d3420", "#fff8e9")],
+    )  # fmt: skip
+    def test_letters_stand_out(self, letters: str, paper: str) -> None:
+        def light(colour: str) -> float:
+            parts = [int(colour[k : k + 2], 16) / 255 for k in (1, 3, 5)]
+            flat = [p / 12.92 if p <= 0.04045 else ((p + 0.055) / 1.055) ** 2.4 for p in parts]
+            return 0.2126 * flat[0] + 0.7152 * flat[1] + 0.0722 * flat[2]
+
+        bright, dark = sorted([light(letters), light(paper)], reverse=True)
+        assert (bright + 0.05) / (dark + 0.05) >= 4.5  # WCAG AA
 
     def test_fonts_are_the_visitors_own(self) -> None:
         from blockloom.demo import look
@@ -276,18 +291,18 @@ class TestDrawing:
     def test_stop_reaches_waiting_runs_but_no_later_one(
         self, does: handlers.Handlers, session: Session
     ) -> None:
-        _, number = does.ask(session)
+        _, _, number = does.ask(session)
         does.stop(session)
         last = list(does.draw(session, number, **self.wish()))[-1]
         assert numbers(last[0])[0] == "stopped" and session.finished == []
-        _, number = does.ask(session)
+        _, _, number = does.ask(session)
         assert numbers(list(does.draw(session, number, **self.wish()))[-1][0])[0] == "done"
 
     def test_a_wish_lost_in_a_full_queue_changes_nothing(
         self, does: handlers.Handlers, session: Session
     ) -> None:
         does.ask(session)  # the queue was full: no run follows
-        _, number = does.ask(session)
+        _, _, number = does.ask(session)
         assert numbers(list(does.draw(session, number, **self.wish()))[-1][0])[0] == "done"
 
     def test_stopping_one_visitor_leaves_the_other(
@@ -318,9 +333,23 @@ class TestDrawing:
 
     def test_redrawing_nothing_is_one_line(self, does: handlers.Handlers, session: Session) -> None:
         run = does.redraw(session, None, **EDIT, model="tiny")
-        assert numbers(next(run)[0])[0] == "failed"
+        first = next(run)[0]
+        assert numbers(first)[0] == "failed" and "draw one first" in first
         with pytest.raises(gr.Error, match="draw one first"):
             next(run)
+
+    def test_a_picture_with_holes_is_not_redrawn(
+        self, does: handlers.Handlers, session: Session, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(drawing, "MIN_SECONDS_BETWEEN_FRAMES", 0.0)
+        run = does.draw(session, None, **self.wish())
+        updates = [next(run), next(run)]
+        does.stop(session)
+        updates += list(run)
+        assert updates[-1][-1]["interactive"] is False  # the button
+        with pytest.raises(gr.Error, match="choose a finished one"):
+            list(does.redraw(session, None, **EDIT, model="tiny"))
+        assert list(does.draw(session, None, **self.wish()))[-1][-1]["interactive"] is True
 
     def test_time_is_limited(
         self, does: handlers.Handlers, session: Session, monkeypatch: pytest.MonkeyPatch
@@ -347,10 +376,13 @@ class TestDrawing:
     def test_texts_are_escaped(self, does: handlers.Handlers, session: Session) -> None:
         prompt = "<script>alert(1)</script>"
         last = list(does.draw(session, None, **self.wish(prompt=prompt)))[-1]
-        assert "<script>" not in last[0] and "<script>" not in last[-1]
+        assert all("<script>" not in str(part) for part in (last[0], last[4]))
+        updates = []
         with pytest.raises(gr.Error) as caught:
-            list(does.draw(session, None, **self.wish(seed="<img src=x>")))
+            updates += does.draw(session, None, **self.wish(seed="<img src=x>"))
         assert "<img" not in caught.value.message
+        failed = next(does.draw(session, None, **self.wish(seed="<img src=x>")))[0]
+        assert "<img" not in failed and "&lt;img src=x&gt;" in failed
 
     def test_a_visitor_keeps_a_bounded_number_of_files(self, session: Session) -> None:
         params = wishes.wished_pictures(**WISH, model="m")[0]
@@ -361,6 +393,16 @@ class TestDrawing:
         assert len(session.finished) == len(list(Path(session.folder).iterdir())) == MAX_KEPT
         folder = Path(session.folder)
         session.clear()
+        assert not folder.exists()
+
+    def test_files_go_with_a_forgotten_session(self) -> None:
+        forgotten = Session()
+        forgotten.keep(Image.new("RGB", (8, 8)), wishes.wished_pictures(**WISH, model="m")[0], None)
+        assert forgotten.folder is not None
+        folder = Path(forgotten.folder)
+        assert folder.exists()
+        del forgotten
+        gc.collect()
         assert not folder.exists()
 
     def test_choosing_what_is_not_there_is_refused(self, session: Session) -> None:
@@ -385,7 +427,7 @@ class TestInside:
         ]
         frames, times = inside.order_frames(rows, (1, 2))
         assert len(frames) == len(times) == 2
-        left, right = (20, 44), (84, 44)
+        left, right = (20, 44), (116, 44)
         assert [frame.getpixel(right) == inside._FRESH for frame in frames] == [True, False]
         assert [frame.getpixel(left) for frame in frames] == [inside._EMPTY, inside._FRESH]
 
@@ -401,6 +443,8 @@ class TestInside:
             (("image/maksgit", 12, inside.OWN_BLOCK), "image/maskgit"),
             (("image/maskgit", 10**6, inside.OWN_BLOCK), "4 to 64"),
             (("image/maskgit", {"a": 1}, inside.OWN_BLOCK), "length"),
+            (("image/maskgit", float("nan"), inside.OWN_BLOCK), "length"),
+            (("image/maskgit", 1e9, inside.OWN_BLOCK), "4 to 64"),
             (("image/maskgit", 12, "__import__"), "block"),
             (("image/llamagen", 12, "row"), "token"),
         ],
@@ -467,7 +511,7 @@ class TestHttp:
         ("values", "words"),
         [
             ([None, "apple", "noto", "1", 9999, 4, 1.0, "tiny"], "9"),
-            ([None, "apple", "noto", "1", 1, 4, 1.0, "/etc"], "choices"),
+            ([None, "apple", "noto", "1", 1, 4, 1.0, "/etc"], "no such model"),
             ([None, "apple", "noto", "1e5", 1, 4, 1.0, "tiny"], "100000"),
         ],
     )
