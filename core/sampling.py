@@ -271,6 +271,9 @@ def sample_codes(
     logits = logits.float()
     if len(banned_ids):
         logits = _ban(logits, banned_ids)
+    if temperature == 0.0 and conf_from == "raw":
+        codes = draw_codes(logits, generators, temperature, top_k, top_p)
+        return codes, token_stats(logits, codes)
     filtered = filter_logits(logits, temperature, top_k, top_p, order=order)
     codes = _pick(filtered, generators, temperature)
     return codes, token_stats(logits if conf_from == "raw" else filtered, codes)
