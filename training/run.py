@@ -8,12 +8,12 @@ import hashlib
 import json
 import logging
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from ..core.errors import ModelError, UsageError
@@ -22,6 +22,9 @@ from ..core.sampling import item_generator
 from ..models.generate import Request, picture_values, start
 from ..models.generator import GenerativeModel
 from ..tokenizers.build import build_tokenizer, load_tokenizer
+from ..tokenizers.video_build import build_video_tokenizer, load_video_tokenizer
+from .clip_run import clip_model_stage, load_clip_data, train_clip_tokenizer
+from .clip_stage import remembered
 from .data import ImageDataset, load_images
 from .loop import TrainConfig, Trainer
 from .objective import ModelStage, stage_summary
@@ -31,6 +34,48 @@ from .tokenizer_stage import mean_psnr, save_half, train_tokenizer
 
 logger = logging.getLogger(__name__)
 STAGES = ("tokenizer", "model", "all")
+
+
+@dataclass(frozen=True)
+class Medium:
+    """What differs between pictures and videos in a run.
+
+    Attributes:
+        build: Tokenizer settings to an untrained tokenizer.
+        load: Folder to a trained tokenizer.
+        read: Recipe, data and tokenizer to a data set of its size.
+        fit: Trains the tokenizer and stores it in `folder/final`.
+        stage: Model, tokenizer, data set and folder of the latent cache to the model stage.
+    """
+
+    build: Callable[[dict[str, Any]], nn.Module]
+    load: Callable[[Path], nn.Module]
+    read: Callable[[Recipe, Path | str, Any], Any]
+    fit: Callable[..., dict[str, Any]]
+    stage: Callable[[GenerativeModel, Any, Any, Path], ModelStage]
+
+
+def medium_of(recipe: Recipe) -> Medium:
+    """Return what a recipe's modality needs.
+
+    Raises:
+        UsageError: A modality that cannot be trained yet.
+    """
+    media = {
+        "image": Medium(
+            build_tokenizer, load_tokenizer, lambda recipe, data, tokenizer: load_images(data),
+            _fit_picture_tokenizer, _picture_stage,
+        ),
+        "video": Medium(
+            build_video_tokenizer, load_video_tokenizer, load_clip_data,
+            train_clip_tokenizer, clip_model_stage,
+        ),
+    }  # fmt: skip
+    if recipe.modality not in media:
+        raise UsageError(
+            f"recipe {recipe.name} is of modality {recipe.modality!r}; allowed {', '.join(media)}"
+        )
+    return media[recipe.modality]
 
 
 def train_config(recipe: Recipe, steps: int | None, **changes: Any) -> TrainConfig:
@@ -71,7 +116,7 @@ def train(
 
     Args:
         recipe: The recipe.
-        data: Folder, .npz or .parquet of captioned images.
+        data: Folder, .npz or .parquet of captioned images; folder or .npz of clips.
         out: Folder of the run.
         stage: "tokenizer", "model" (needs a trained tokenizer in `out` or one without weights), or
             "all".
@@ -90,9 +135,10 @@ def train(
     if stage not in STAGES:
         raise UsageError(f"--stage {stage!r}; allowed {', '.join(STAGES)}; try all")
     out = Path(out)
-    dataset = load_images(data)
+    medium = medium_of(recipe)
+    tokenizer = _tokenizer(recipe, out, medium)
+    dataset = medium.read(recipe, data, tokenizer)
     report: dict[str, Any] = {"recipe": recipe.name, "overrides": list(overrides)}
-    tokenizer = _tokenizer(recipe, out)
     if stage != "model" and needs_training(tokenizer) and not _tokenizer_done(out):
         report["tokenizer"] = _train_tokenizer(
             recipe,
@@ -102,15 +148,16 @@ def train(
             resume,
             steps if stage == "tokenizer" else None,
             progress,
+            medium,
         )
-        tokenizer = load_tokenizer(out / "tokenizer" / "final")
+        tokenizer = medium.load(out / "tokenizer" / "final")
     if stage == "tokenizer":
         return report | {"out": str(out / "tokenizer" / "final")}
     if needs_training(tokenizer) and not _tokenizer_done(out):
         raise UsageError(
             "--stage model needs a trained tokenizer; run --stage tokenizer first, or --stage all"
         )
-    report["model"] = _train_model(recipe, tokenizer, dataset, out, resume, steps, progress)
+    report["model"] = _train_model(recipe, tokenizer, dataset, out, resume, steps, progress, medium)
     return report | {"out": str(out / "final")}
 
 
@@ -118,54 +165,72 @@ def _tokenizer_done(out: Path) -> bool:
     return (out / "tokenizer" / "final" / "config.json").is_file()
 
 
-def _tokenizer(recipe: Recipe, out: Path) -> nn.Module:
+def _tokenizer(recipe: Recipe, out: Path, medium: Medium) -> nn.Module:
     if _tokenizer_done(out):
-        return load_tokenizer(out / "tokenizer" / "final")
+        return medium.load(out / "tokenizer" / "final")
     settings = dict(recipe.tokenizer)
     settings.pop("train", None)
     folder = settings.pop("path", None)
-    return load_tokenizer(folder) if folder else build_tokenizer(settings).eval()
+    return medium.load(folder) if folder else medium.build(settings).eval()
 
 
 def _train_tokenizer(
     recipe: Recipe,
     tokenizer: nn.Module,
-    dataset: ImageDataset,
+    dataset: Any,
     out: Path,
     resume: bool,
     steps: int | None,
     progress: bool,
+    medium: Medium,
 ) -> dict[str, Any]:
     given = dict(recipe.tokenizer.get("train", {}))
-    init_from = given.pop("init_from", None)
+    more = {key: given.pop(key) for key in ("init_from", "frames") if key in given}
     changes = given | {"progress": progress} | ({"num_steps": steps} if steps else {})
     config = train_config(recipe, steps, **changes)
-    held_out = held_out_items(dataset)
+    return medium.fit(tokenizer, dataset, config, out / "tokenizer", resume=resume, **more)
+
+
+def _fit_picture_tokenizer(
+    tokenizer: nn.Module,
+    dataset: ImageDataset,
+    config: TrainConfig,
+    folder: Path,
+    *,
+    init_from: Path | str | None = None,
+    resume: bool = False,
+) -> dict[str, Any]:
     report = train_tokenizer(
-        tokenizer, dataset.only("train"), config, out / "tokenizer", held_out=held_out,
+        tokenizer, dataset.only("train"), config, folder, held_out=held_out_items(dataset),
         init_from=init_from, resume=resume,
     )  # fmt: skip
     return vars(report) | {"checkpoint": str(report.checkpoint)}
 
 
+def _picture_stage(
+    model: GenerativeModel, tokenizer: Any, dataset: ImageDataset, cache: Path
+) -> ModelStage:
+    items = dataset.only("train")
+    values = encoded(tokenizer, items, cache)
+    return ModelStage(model, values, model.text_encoder.tokenize(items.captions), items.captions)
+
+
 def _train_model(
     recipe: Recipe,
     tokenizer: nn.Module,
-    dataset: ImageDataset,
+    dataset: Any,
     out: Path,
     resume: bool,
     steps: int | None,
     progress: bool,
+    medium: Medium,
 ) -> dict[str, Any]:
-    items = dataset.only("train")
-    values = encoded(tokenizer, items, out / "cache")
     with torch.random.fork_rng(devices=[]):
         torch.random.default_generator.manual_seed(recipe.train.seed)  # initial weights only
         model = build_model(recipe, tokenizer)
     if recipe.train.init_from is not None:
         start_from(model, Path(recipe.train.init_from))
-    ids = model.text_encoder.tokenize(items.captions)
-    stage = ModelStage(model, values, ids, items.captions)
+    stage = medium.stage(model, tokenizer, dataset, out / "cache")
     checked = mask_self_check(stage, torch.Generator().manual_seed(recipe.train.seed))
     logger.info("model stage: %s; mask self-check kept %d rows", stage_summary(stage), checked)
     config = train_config(recipe, steps, progress=progress)
@@ -220,25 +285,13 @@ def encoded(tokenizer: Any, items: ImageDataset, cache: Path, batch_size: int = 
     Returns:
         Codes [items, cells, codebooks] (int64) or latents [items, cells, channels] (float32).
     """
-    digest = hashlib.sha256(items.images.tobytes())
-    for name, tensor in sorted(tokenizer.state_dict().items()):
-        digest.update(name.encode() + tensor.float().cpu().numpy().tobytes())
-    digest.update(json.dumps(dict(tokenizer.config), sort_keys=True, default=str).encode())
-    path = cache / f"{digest.hexdigest()[:32]}.safetensors"
-    if path.is_file():
-        return _widen(load_file(path)["values"])
-    device = next(iter(tokenizer.state_dict().values()), torch.zeros(0)).device
-    parts = torch.arange(len(items)).split(batch_size)
-    values = torch.cat([tokenizer.encode(items.pixels(p).to(device)).cpu() for p in parts])
-    cache.mkdir(parents=True, exist_ok=True)
-    partial = path.with_suffix(".part")
-    save_file({"values": values.contiguous()}, partial)
-    os.replace(partial, path)
-    return _widen(values)
 
+    def encode() -> Tensor:
+        device = next(iter(tokenizer.state_dict().values()), torch.zeros(0)).device
+        parts = torch.arange(len(items)).split(batch_size)
+        return torch.cat([tokenizer.encode(items.pixels(p).to(device)).cpu() for p in parts])
 
-def _widen(values: Tensor) -> Tensor:
-    return values.float() if values.is_floating_point() else values.long()
+    return remembered(cache, hashlib.sha256(items.images.tobytes()), tokenizer, encode)
 
 
 def save_pipeline(folder: Path, model: GenerativeModel, tokenizer: Any) -> None:
@@ -266,7 +319,7 @@ def load_pipeline_parts(folder: Path) -> tuple[GenerativeModel, Any]:
     """
     try:
         model = GenerativeModel.from_pretrained(folder / "model", use_safetensors=True)
-        return model.float().eval(), load_tokenizer(folder / "tokenizer")
+        return model.float().eval(), medium_of(model.recipe).load(folder / "tokenizer")
     except (OSError, ValueError, KeyError) as error:
         raise ModelError(f"cannot load {folder.name}: {str(error).splitlines()[0]}") from error
 
@@ -313,9 +366,14 @@ def evaluate(
 
     Returns:
         JSON-ready numbers: reconstruction PSNR, prompt retrieval per split with its baselines.
+
+    Raises:
+        UsageError: a model that does not draw pictures.
     """
     folder = Path(folder)
     model, tokenizer = load_pipeline_parts(folder)
+    if model.recipe.modality != "image":
+        raise UsageError(f"{folder.name} makes {model.recipe.modality}s; eval measures pictures")
     model, tokenizer = model.to(device), tokenizer.to(device)
     dataset = load_images(data)
     held_out = held_out_items(dataset)

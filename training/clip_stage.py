@@ -1,0 +1,345 @@
+"""Encoded clips as items of the model stage: windows of latent frames, cut out when asked for.
+
+Frames of all clips lie end to end, once. An item is a window: `length` consecutive latent frames of
+one clip. Windows overlap, so what the stage indexes are views that gather a batch: `ClipTokens` its
+values, `ClipActions` what was done on the way to its frames, `ClipPrompts` its clip's prompt.
+
+It does not know models or the loop. Invariant: a window never crosses the border of its clip.
+"""
+
+import hashlib
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from einops import rearrange
+from jaxtyping import Float, Int
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+from torch.nn import functional as F
+
+from ..core.errors import DataError, check_count
+from ..tokenizers.video_frames import FrameTokenizer
+from .clips import ClipDataset
+
+ENCODE_BATCH = 128
+"""Frames encoded at once, by tokenizers whose frames do not see each other or in one chunk."""
+
+
+class ClipWindows:
+    """All windows of some clips, numbered clip after clip and start after start.
+
+    Attributes:
+        length: Frames per window.
+        start: int64 [windows], row of each window's first frame.
+        clip: int64 [windows], number of the clip it lies in.
+    """
+
+    def __init__(
+        self,
+        offsets: Int[Tensor, " ends"],
+        length: int,
+        stride: int = 1,
+        device: torch.device | str = "cpu",
+    ) -> None:
+        """Number the windows.
+
+        Args:
+            offsets: Clip i is rows offsets[i] to offsets[i + 1].
+            length: Frames per window; shorter clips have none.
+            stride: Frames between the starts of two windows of a clip.
+            device: Where batches are gathered.
+
+        Raises:
+            DataError: No clip is long enough.
+        """
+        check_count("window length", length)
+        check_count("window stride", stride)
+        sizes = offsets.diff()
+        counts = torch.where(sizes >= length, (sizes - length) // stride + 1, 0)
+        if not int(counts.sum()):
+            raise DataError(
+                f"the longest clip has {int(sizes.max())} latent frames and a window {length}; "
+                f"set layout.frames to {int(sizes.max())} or less"
+            )
+        self.length = length
+        clip = torch.repeat_interleave(torch.arange(len(sizes)), counts)
+        before = torch.arange(len(clip)) - (counts.cumsum(0) - counts)[clip]
+        self.clip = clip.to(device)
+        self.start = (offsets[clip] + before * stride).to(device)
+        self._steps = torch.arange(length, device=device)
+        self.num_short = int((counts == 0).sum())
+
+    def __len__(self) -> int:
+        """Return the number of windows."""
+        return len(self.start)
+
+    def rows(self, indices: Tensor | slice) -> Int[Tensor, "batch length"]:
+        """Return the rows of the frames of some windows."""
+        if isinstance(indices, Tensor):
+            indices = indices.to(self.start.device)
+        return self.start[indices][:, None] + self._steps
+
+
+class ClipTokens:
+    """The values of all windows: what `ModelStage` takes for a tensor [windows, slots, channels].
+
+    `tokens[indices]` gathers a batch, frame after frame; nothing else is ever copied.
+    """
+
+    def __init__(
+        self,
+        frames: Tensor,
+        offsets: Int[Tensor, " ends"],
+        length: int,
+        stride: int = 1,
+    ) -> None:
+        """Cut encoded clips into windows.
+
+        Args:
+            frames: Latents [frames of all clips, cells, channels] or codes [..., codebooks].
+            offsets: Clip i is frames[offsets[i]:offsets[i + 1]].
+            length: Latent frames per window.
+            stride: Latent frames between the starts of two windows.
+
+        Raises:
+            DataError: No clip is long enough, or offsets of other frames.
+        """
+        if int(offsets[-1]) != len(frames):
+            raise DataError(
+                f"offsets end at {int(offsets[-1])}, but there are {len(frames)} frames"
+            )
+        self.frames = frames
+        self.windows = ClipWindows(offsets, length, stride, frames.device)
+
+    def __len__(self) -> int:
+        """Return the number of windows."""
+        return len(self.windows)
+
+    @property
+    def shape(self) -> torch.Size:
+        """[windows, slots of a window, channels or codebooks]."""
+        cells, width = self.frames.shape[1:]
+        return torch.Size((len(self), self.windows.length * cells, width))
+
+    @property
+    def device(self) -> torch.device:
+        """Where the values lie and batches are gathered."""
+        return self.frames.device
+
+    def __getitem__(self, indices: Tensor | slice) -> Tensor:
+        """Gather windows, [batch, slots, channels or codebooks]."""
+        return rearrange(self.frames[self.windows.rows(indices)], "b f n c -> b (f n) c")
+
+
+class ClipActions:
+    """What was done on the way to every frame of a window, in place of a tensor."""
+
+    def __init__(self, rows: Float[Tensor, "frames actions"], windows: ClipWindows) -> None:
+        """Join actions and windows.
+
+        Args:
+            rows: One per latent frame of all clips, from `leading_actions`.
+            windows: Windows of the same frames.
+        """
+        self.rows = rows.to(windows.start.device)
+        self.windows = windows
+
+    @property
+    def shape(self) -> torch.Size:
+        """[windows, frames of a window, actions]."""
+        return torch.Size((len(self.windows), self.windows.length, self.rows.shape[1]))
+
+    def __getitem__(self, indices: Tensor | slice) -> Float[Tensor, "batch frames actions"]:
+        """Gather the actions of windows."""
+        return self.rows[self.windows.rows(indices)]
+
+
+class ClipPrompts:
+    """The prompt of the clip a window lies in, kept once per clip."""
+
+    def __init__(self, ids: Int[Tensor, "clips words features"], windows: ClipWindows) -> None:
+        """Join tokenised captions and windows.
+
+        Args:
+            ids: One row per clip.
+            windows: Windows of these clips.
+        """
+        self.ids, self.windows = ids.to(windows.start.device), windows
+
+    def __getitem__(self, indices: Tensor | slice) -> Int[Tensor, "batch words features"]:
+        """Gather the prompts of windows."""
+        if isinstance(indices, Tensor):
+            indices = indices.to(self.windows.clip.device)
+        return self.ids[self.windows.clip[indices]]
+
+
+class PixelWindows:
+    """Windows of raw frames, in the form the tokenizer stage reads images in."""
+
+    def __init__(self, dataset: ClipDataset, length: int, stride: int = 1) -> None:
+        """Cut clips into windows; the pixels are not copied.
+
+        Args:
+            dataset: The clips.
+            length: Pixel frames per window.
+            stride: Pixel frames between the starts of two windows.
+
+        Raises:
+            DataError: No clip is long enough.
+        """
+        self.frames = torch.from_numpy(dataset.frames)
+        self.windows = ClipWindows(torch.from_numpy(dataset.offsets), length, stride)
+
+    def __len__(self) -> int:
+        """Return the number of windows."""
+        return len(self.windows)
+
+    def pixels(self, indices: Tensor) -> Float[Tensor, "batch 3 frames height width"]:
+        """Gather windows as pixels in [-1, 1]."""
+        frames = self.frames[self.windows.rows(indices)]
+        return rearrange(frames, "b t h w c -> b c t h w").float() / 127.5 - 1
+
+
+def leading_actions(
+    dataset: ClipDataset, width: int, tokenizer: Any = None
+) -> Float[Tensor, "latents actions"]:
+    """List, for every latent frame, the actions that LED to it: row f holds the action of f - 1.
+
+    Ids become one-hot rows. First frames and frames after an unknown action get zeros. A latent
+    frame of several pixel frames gets their rows side by side, in order of time.
+
+    Args:
+        dataset: Clips with actions.
+        width: Numbers per latent frame, as the recipe's `condition.actions` says.
+        tokenizer: The `VideoTokenizer` of the latent frames; None = one per pixel frame.
+
+    Raises:
+        DataError: No actions, or of another width.
+    """
+    if dataset.actions is None:
+        raise DataError(
+            f"condition.actions = {width}, but these clips have no actions; set it to 0"
+        )
+    stride = 1 if tokenizer is None else int(tokenizer.temporal_stride)
+    if dataset.actions.dtype.kind == "i":
+        parts, what = max(width // stride, dataset.num_actions), "ids"
+        taken = torch.from_numpy(dataset.actions.astype(np.int64))
+        done = F.one_hot(taken.clamp_min(0), parts).float() * (taken >= 0)[:, None]
+    else:
+        done, what = torch.from_numpy(dataset.actions.astype(np.float32)), "numbers"
+    if width != done.shape[1] * stride:
+        found = f"{done.shape[1]} {what}" + (f" x {stride} frames" if stride > 1 else "")
+        raise DataError(
+            f"condition.actions = {width}, but the actions of these clips are {found}; "
+            f"set condition.actions to {done.shape[1] * stride}"
+        )
+    led = torch.zeros_like(done)
+    led[1:] = done[:-1]
+    led[torch.from_numpy(dataset.offsets[:-1])] = 0.0
+    return led if stride == 1 else _grouped(led, dataset, tokenizer)
+
+
+def _grouped(led: Tensor, dataset: ClipDataset, tokenizer: Any) -> Tensor:
+    """Put the rows of the pixel frames of every latent frame side by side."""
+    stride, first = tokenizer.temporal_stride, latent_offsets(dataset, tokenizer)
+    clip = torch.repeat_interleave(torch.arange(len(dataset)), first.diff())
+    number = torch.arange(len(clip)) - first[clip]
+    last = torch.from_numpy(dataset.offsets)[clip] + number * stride
+    rows = last[:, None] - torch.arange(stride - 1, -1, -1)
+    # A clip's first latent frame is a single pixel frame: nothing led to it.
+    parts = led[rows.clamp_min(0)] * (number > 0)[:, None, None]
+    return rearrange(parts, "l s a -> l (s a)")
+
+
+def latent_offsets(dataset: ClipDataset, tokenizer: Any) -> Int[Tensor, " ends"]:
+    """Return where clips start and end among the latent frames of `encode_clips`.
+
+    Args:
+        dataset: The clips.
+        tokenizer: A `VideoTokenizer`.
+    """
+    first, step = (getattr(tokenizer, f"{part}_frames", 1) for part in ("first", "step"))
+    sizes = torch.from_numpy(dataset.lengths)
+    later = (sizes - first) // step * getattr(tokenizer, "step_latents", 1)
+    counts = torch.where(sizes >= first, getattr(tokenizer, "first_latents", 1) + later, 0)
+    return torch.cat((torch.zeros(1, dtype=torch.long), counts.cumsum(0)))
+
+
+@torch.no_grad()
+def encode_clips(tokenizer: Any, dataset: ClipDataset, cache: Path) -> Tensor:
+    """Encode all clips once, kept on disk under a hash of frames, clips and tokenizer.
+
+    Frames at a clip's end that do not fill a step of the tokenizer are left out.
+
+    Args:
+        tokenizer: A `VideoTokenizer` in eval mode.
+        dataset: Clips of its frame size.
+        cache: Folder of the latent cache; created when missing.
+
+    Returns:
+        Codes [latents, cells, codebooks] (int64) or latents [latents, cells, channels] (float32);
+        `latent_offsets` says which belong to which clip.
+    """
+    digest = hashlib.sha256(dataset.frames.tobytes() + dataset.offsets.tobytes())
+    return remembered(cache, digest, tokenizer, lambda: _encode(tokenizer, dataset))
+
+
+def _encode(tokenizer: Any, dataset: ClipDataset) -> Tensor:
+    frames = torch.from_numpy(dataset.frames)
+    device = next(iter(tokenizer.state_dict().values()), torch.zeros(0)).device
+    if isinstance(tokenizer, FrameTokenizer):
+        # Frames do not see each other, so clips need not be told apart.
+        return torch.cat(
+            [tokenizer.inner.encode(_pixels(part).to(device)).cpu() for part in _chunks(frames)]
+        )
+    parts = []
+    for index in range(len(dataset)):
+        state, clip = None, torch.from_numpy(dataset.clip(index))
+        for chunk in _chunks(clip):
+            pixels = rearrange(_pixels(chunk), "t c h w -> 1 c t h w").to(device)
+            values, state = tokenizer.encode_chunk(pixels, state)
+            parts.append(values[0].cpu())
+    return torch.cat(parts)
+
+
+def _chunks(frames: Tensor) -> list[Tensor]:
+    return list(frames.split(ENCODE_BATCH))
+
+
+def _pixels(frames: Tensor) -> Float[Tensor, "frames 3 height width"]:
+    return rearrange(frames, "t h w c -> t c h w").float() / 127.5 - 1
+
+
+def remembered(cache: Path, digest: Any, tokenizer: Any, encode: Callable[[], Tensor]) -> Tensor:
+    """Return what `encode` gives, from disk if it ran before on the same data and tokenizer.
+
+    Args:
+        cache: Folder of the cache; created when missing.
+        digest: A hash object that has read the data; it goes on to read the tokenizer.
+        tokenizer: The module that encodes.
+        encode: Called when nothing is on disk.
+
+    Returns:
+        The values, int64 or float32.
+    """
+    for name, tensor in sorted(tokenizer.state_dict().items()):
+        digest.update(name.encode() + tensor.float().cpu().numpy().tobytes())
+    digest.update(json.dumps(dict(tokenizer.config), sort_keys=True, default=str).encode())
+    path = cache / f"{digest.hexdigest()[:32]}.safetensors"
+    if path.is_file():
+        return _widen(load_file(path)["values"])
+    values = encode()
+    cache.mkdir(parents=True, exist_ok=True)
+    partial = path.with_suffix(".part")
+    save_file({"values": values.contiguous()}, partial)
+    os.replace(partial, path)
+    return _widen(values)
+
+
+def _widen(values: Tensor) -> Tensor:
+    return values.float() if values.is_floating_point() else values.long()
