@@ -9,6 +9,7 @@ It does not know how latents or codes are generated, nor that frames follow each
 import math
 from collections.abc import Sequence
 from itertools import pairwise
+from typing import Any
 
 import torch
 from diffusers.configuration_utils import register_to_config
@@ -129,8 +130,8 @@ class LightTokenizer(ContinuousTokenizer):
         self.image_size = image_size
         self.latent_channels = latent_channels
         self.grid, fold = _check_light(image_size, stride, patch, depth)
-        self.encoder = LightEncoder(patch, fold, width, depth, latent_channels)
-        self.decoder = LightDecoder(patch, fold, width, depth, latent_channels)
+        self.encoder: Any = LightEncoder(patch, fold, width, depth, latent_channels)
+        self.decoder: Any = LightDecoder(patch, fold, width, depth, latent_channels)
         self.register_buffer("latent_mean", torch.zeros(latent_channels))
         self.register_buffer("latent_std", torch.ones(latent_channels))
 
@@ -183,8 +184,8 @@ class LightFSQTokenizer(DiscreteTokenizer):
         self.codebook_size = math.prod(levels)
         channels = len(levels) * num_codebooks
         self.grid, fold = _check_light(image_size, stride, patch, depth)
-        self.encoder = LightEncoder(patch, fold, width, depth, channels)
-        self.decoder = LightDecoder(patch, fold, width, depth, channels)
+        self.encoder: Any = LightEncoder(patch, fold, width, depth, channels)
+        self.decoder: Any = LightDecoder(patch, fold, width, depth, channels)
         self.quantizer = FSQ(list(levels), num_codebooks=num_codebooks, keep_num_codebooks_dim=True)
 
     quantize = FSQTokenizer.quantize

@@ -101,9 +101,7 @@ class FrameTokenizer(ModelMixin, ConfigMixin, SteppedTokenizer):
         check_clip(pixels, self.frame_size)
         return self.inner.loss(rearrange(pixels, "b c f h w -> (b f) c h w"), generator)
 
-    def measure_latents(
-        self, batches: Iterable[Float[Tensor, "batch 3 frames height width"]]
-    ) -> None:
+    def measure_latents(self, batches: Iterable[Float[Tensor, "_ 3 _ height width"]]) -> None:
         """Standardise the image tokenizer's latents on the frames of these clips.
 
         Args:

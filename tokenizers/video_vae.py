@@ -119,9 +119,7 @@ class CausalVideoTokenizer(ModelMixin, ConfigMixin, SteppedTokenizer):
         return total + self.config["regulariser_weight"] * regulariser, metrics
 
     @torch.no_grad()
-    def measure_latents(
-        self, batches: Iterable[Float[Tensor, "batch 3 frames height width"]]
-    ) -> None:
+    def measure_latents(self, batches: Iterable[Float[Tensor, "_ 3 _ height width"]]) -> None:
         """Set the buffers so that `encode` gives mean 0 and deviation 1 on these clips.
 
         Args:
