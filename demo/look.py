@@ -82,7 +82,8 @@ CSS = """
   border: 1px solid var(--border-color-primary); }
 .bl-view { gap: 10px !important; padding-top: 10px; }
 .bl-view h3, .bl-heading h3 { margin: 0 !important; font-size: 17px; font-weight: 600; }
-.bl-scroll { max-height: 340px; overflow: auto; border-radius: 12px; margin-top: 8px;
+.bl-scroll { contain: inline-size; max-height: 340px; overflow: auto;
+  border-radius: 12px; margin-top: 8px;
   border: 1px solid #e7e5e4; background: white; color: #1c1917; }
 .bl-table, .bl-table tr, .bl-table thead { border: 0 !important; }
 .bl-table { width: 100%; border-collapse: collapse; font-size: 14px; margin: 0;
@@ -101,7 +102,7 @@ CSS = """
 #bl-edit .block, #bl-edit .form { padding: 0; background: transparent; }
 .gradio-container .html-container, .gradio-container .gr-accordion { padding: 0; }
 #bl-gallery { padding: 0; }
-#bl-gallery .grid-wrap { max-height: 640px; height: auto; }
+#bl-gallery .grid-wrap { max-height: 640px; height: auto; min-height: 0 !important; }
 #bl-gallery .thumbnail-item { aspect-ratio: 4 / 5; background: white; position: relative; }
 #bl-gallery .thumbnail-item img { position: absolute; top: 0; left: 0; height: auto;
   aspect-ratio: 1; object-fit: contain; }
@@ -112,17 +113,18 @@ CSS = """
 .bl-chosen { display: flex; gap: 14px; align-items: center; font-size: 14px; }
 .bl-chosen img { width: 72px; height: 72px; border-radius: 10px; margin: 0;
   border: 1px solid var(--border-color-primary); background: white; }
-#bl-dice { min-width: 48px !important; max-width: 56px; align-self: end; height: 40px; }
-#bl-style input { height: 20px; }
+#bl-dice { min-width: 48px !important; max-width: 56px; align-self: end; height: 40px;
+  margin-bottom: 10px; }
+#bl-style input { height: 18px; }
 /* The place in the queue; Gradio would lay it over the block it belongs to. */
 #bl-turn { min-height: 22px; position: relative; }
 #bl-turn .wrap { background: none; border: 0; }
-#bl-turn .progress-text { position: static; margin: auto; background: none; font-size: 14px;
-  font-family: inherit; color: var(--body-text-color-subdued);
+#bl-turn .progress-text { position: static; margin: auto; transform: none; padding: 0;
+  background: none; font-size: 14px; font-family: inherit; color: var(--body-text-color-subdued);
   font-variant-numeric: tabular-nums; }
+#bl-turn .error, #bl-turn .clear-status { display: none; } /* the line above says what it was */
 [data-kind=failed] .bl-line { color: #a3341f; }
 .dark [data-kind=failed] .bl-line { color: #ffb4a2; }
-#bl-mask, #bl-order, #bl-log, .bl-scroll { min-width: 0; max-width: 100%; }
 /* On a phone the picture stands right below the button that starts it. */
 @media (max-width: 700px) {
   #bl-title { padding-top: 8px; }

@@ -22,11 +22,14 @@ def data_uri(image: Image.Image, side: int | None = None) -> str:
 
     Args:
         image: Any picture.
-        side: Width in pixels to enlarge to (Lanczos), or None to leave it.
+        side: Width in pixels to enlarge to, or None to leave it. Smoothly, but for pictures of so
+            few pixels that smoothing would invent halos: those show their pixels.
     """
     if side is not None and image.width < side:
         height = round(image.height * side / image.width)
-        image = image.resize((side, height), Image.Resampling.LANCZOS)
+        few = image.width * 8 < side
+        how = Image.Resampling.NEAREST if few else Image.Resampling.LANCZOS
+        image = image.resize((side, height), how)
     buffer = BytesIO()
     image.save(buffer, format="PNG", compress_level=3)
     return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()

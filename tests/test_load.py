@@ -258,6 +258,7 @@ def test_whoever_leaves_makes_room(page: gr.Blocks, brake: Brake) -> None:
     assert kind == "done" and seconds < 10
 
 
+@pytest.mark.slow
 def test_nothing_stays_behind(page: gr.Blocks, brake: Brake, tmp_path: Path,
                               monkeypatch: pytest.MonkeyPatch) -> None:  # fmt: skip
     """Three times as many visitors as the page remembers: sessions, files, threads, handles."""

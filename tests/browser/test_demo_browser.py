@@ -121,8 +121,10 @@ def browser() -> Iterator[Any]:
 def visit(browser: Any, address: str) -> Iterator[Callable[[], "Visitor"]]:
     contexts = []
 
-    def enter() -> "Visitor":
-        context = browser.new_context(viewport={"width": 1280, "height": 1000})
+    def enter(width: int = 1280, height: int = 1000) -> "Visitor":
+        context = browser.new_context(
+            viewport={"width": width, "height": height}, is_mobile=width < 700
+        )
         contexts.append(context)
         return Visitor(context.new_page(), address)
 
@@ -212,6 +214,8 @@ def test_a_picture_appears_block_by_block(visit: Callable[[], Visitor], tmp_path
     assert len(sources) >= 3
     assert done == sorted(done) and done[0] < done[-1] == 32
     (caption,) = visitor.captions(1)
+    shown = visitor.page.locator("#bl-canvas img").bounding_box()
+    assert (shown["width"], shown["height"]) == (384, 384)  # drawn pixel for pixel
     assert "<script>" in caption and "seed 7" in caption
     visitor.shot("done")
     with visitor.page.expect_download() as download:
@@ -232,6 +236,7 @@ def test_stop_keeps_what_is_there_and_the_next_run_works(visit: Callable[[], Vis
     last = visitor.until(*OVER)
     assert last["kind"] == "stopped" and 0 < last["done"] < 32
     assert "stopped" in visitor.captions(1)[0]
+    assert visitor.page.locator("#bl-redraw").is_disabled()  # it has holes
     visitor.shot("stopped")
     visitor.draw("cat face", 2)
     assert visitor.watch()[2]["kind"] == "done"
@@ -255,7 +260,8 @@ def test_an_illegal_seed_is_one_line(visit: Callable[[], Visitor]) -> None:
     visitor = visit()
     visitor.write("bl-seed", "1e5")
     visitor.write("bl-prompt", "star").press("Enter")
-    assert visitor.until(*OVER)["kind"] == "failed"
+    failed = visitor.until(*OVER)
+    assert failed["kind"] == "failed" and "try 100000" in failed["line"]
     visitor.page.get_by_text("try 100000").first.wait_for()
     visitor.shot("error")
 
@@ -282,6 +288,42 @@ def test_two_people_at_once_get_their_own_pictures(visit: Callable[[], Visitor])
     other.draw("birthday cake", 11)
     one.click("bl-stop")  # stops nobody else's run
     assert other.watch()[2]["kind"] == "done"
+
+
+def test_whoever_waits_sees_the_place_in_the_queue(visit: Callable[[], Visitor]) -> None:
+    one, other = visit(), visit()
+    one.draw("red apple", 11)
+    one.until("drawing")
+    other.page.evaluate(
+        "() => { window.places = []; new MutationObserver(() => window.places.push("
+        "document.querySelector('#bl-turn').innerText)).observe(document.body, "
+        "{subtree: true, childList: true, characterData: true}); }"
+    )
+    other.draw("cat face", 12)
+    assert other.watch()[2]["kind"] == "done"
+    places = other.page.evaluate("() => window.places")
+    assert any(place.startswith("queue: 1/1") for place in places), sorted(set(places))[:9]
+    assert one.page.locator("#bl-turn").inner_text() == ""
+
+
+def test_a_phone_shows_the_picture_below_the_button(visit: Callable[..., Visitor]) -> None:
+    visitor = visit(390, 844)
+    visitor.draw("red apple", 7)
+    assert visitor.watch()[2]["kind"] == "done"
+    visitor.captions(1)
+    boxes = {name: visitor.page.locator(name).first.bounding_box()
+             for name in ("#bl-draw", "#bl-stop", "#bl-canvas img", ".bl-examples")}  # fmt: skip
+    draw, stop, picture, examples = boxes.values()
+    assert draw["y"] == stop["y"] and draw["x"] < stop["x"]
+    assert draw["y"] < picture["y"] < 844 - 0.9 * picture["height"]  # in sight without scrolling
+    assert picture["width"] > 290 and picture["y"] + picture["height"] < examples["y"]
+    width = "() => [document.documentElement.scrollWidth, innerWidth]"
+    assert visitor.page.evaluate(width) == [390, 390]
+    visitor.shot("phone")
+    visitor.page.get_by_role("tab", name="Look inside").click()
+    visitor.page.locator("#bl-mask img").wait_for(timeout=1000 * PATIENCE)
+    assert visitor.page.evaluate(width) == [390, 390]
+    visitor.shot("phone_inside")
 
 
 def test_the_second_tab_shows_mask_order_and_cache(visit: Callable[[], Visitor]) -> None:
