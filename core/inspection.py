@@ -62,8 +62,14 @@ class RandomDecoder:
 
 
 def plan_of(recipe: Recipe, length: int) -> DecodePlan:
-    """Lay out a recipe for `length` picture tokens on the most square grid."""
-    return build_plan(recipe, *grid_of(length))
+    """Lay out a recipe for `length` tokens on the most square grid.
+
+    A video gets as many frames as divide the tokens, at most those it trains on.
+    """
+    if recipe.layout.kind != "frames":
+        return build_plan(recipe, *grid_of(length))
+    frames = max(f for f in range(1, recipe.layout.frames + 1) if length % f == 0)
+    return build_plan(recipe, *grid_of(length // frames), frames=frames)
 
 
 def layout_records(recipe: Recipe, length: int) -> list[dict[str, Any]]:

@@ -1,0 +1,401 @@
+"""Learning checks of video recipes: seconds of training against closed-form predictors of a frame.
+
+A check trains the recipe on balls under exact physics, some of them pushed, with the real loop. It
+scores held-out clips, whose scene and colours never occur together in training, twice: by the
+recipe's own objective against a baseline that knows the frame before, and by going on from given
+frames with the recipe's own schedule, in decibels against the true frames.
+
+It knows no recipe by name.
+"""
+
+import tempfile
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from einops import einsum, rearrange
+from torch import Tensor
+
+from ..core.errors import UsageError
+from ..core.recipe import LearnsSpec, Recipe
+from ..core.sampling import item_generator
+from ..models.generator import GenerativeModel
+from ..models.heads import CategoricalHead, PatchHead
+from ..models.live import LiveRollout
+from ..tokenizers.video_build import build_video_tokenizer
+from .clip_run import frame_psnr, stage_of_clips
+from .clip_stage import ClipTokens, encode_clips, latent_offsets, leading_actions
+from .clips import ClipDataset
+from .loop import Trainer
+from .objective import Batch, ModelStage
+from .physics import physics_clips
+from .predictors import SMOOTHING, CodeTable, SlotGaussians
+from .predictors import Path as NoisePath
+from .run import build_model, train_config
+
+NUM_CLIPS, NUM_HELD_OUT = 512, 48
+NUM_FRAMES = 12
+"""Frames of a clip, ten a second."""
+NUM_GIVEN, NUM_DRAWN = 4, 4
+"""Frames a rollout is given, and frames it then draws."""
+EVAL_BATCH = 64
+MOST_DB = 60.0
+"""What a frame that is matched exactly counts: else one still ball would decide the mean."""
+RIDGE = 1e-2
+"""Added to the covariance of the frame before, in units of its mean variance."""
+
+
+@dataclass(frozen=True)
+class ClipReport:
+    """What a learning check measured.
+
+    Attributes:
+        metric: What `value` and `baseline` are.
+        baseline: Loss of the closed-form predictor that knows the frame before.
+        baseline_name: Which predictor that is.
+        value: Loss of the trained recipe on the same rows.
+        budget: Steps, batch, seconds of training.
+        drawn_db: Mean PSNR of frames drawn after given ones.
+        copy_db: Mean PSNR of the last given frame, after the tokenizer, in their place.
+        mean_db: Mean PSNR of the mean of the given frames in their place.
+        ceiling_db: Mean PSNR of the true frames after the tokenizer.
+    """
+
+    metric: str
+    baseline: float
+    baseline_name: str
+    value: float
+    budget: str
+    drawn_db: float
+    copy_db: float
+    mean_db: float
+    ceiling_db: float
+
+    def spec(self) -> LearnsSpec:
+        """Shape the main figures as a recipe's `learns` section."""
+        # A tokenizer that loses nothing has no ceiling worth naming.
+        ceiling = f", tokenizer {self.ceiling_db:.1f}" if self.ceiling_db < 60 else ""
+        return LearnsSpec(
+            metric=self.metric,
+            baseline=round(self.baseline, 3),
+            baseline_name=self.baseline_name,
+            value=round(self.value, 3),
+            budget=self.budget,
+            drawn=f"{NUM_DRAWN} frames after {NUM_GIVEN} given ones: {self.drawn_db:.1f} dB "
+            f"(last frame kept {self.copy_db:.1f}, mean frame kept {self.mean_db:.1f}{ceiling})",
+        )
+
+
+def clip_learning_check(
+    recipe: Recipe,
+    steps: int | None = None,
+    seed: int = 0,
+    *,
+    clips: int = NUM_CLIPS,
+    held_out: int = NUM_HELD_OUT,
+    draw: bool = True,
+    keep: dict[str, Any] | None = None,
+) -> ClipReport:
+    """Train a video recipe on physics and measure it.
+
+    Args:
+        recipe: The recipe; its tokenizer must need no training and have frames of one latent each.
+        steps: Optimiser steps; None = the recipe's.
+        seed: Seed of data, weights, batches and drawn frames.
+        clips: Training clips.
+        held_out: Clips measured on.
+        draw: Whether to draw frames; without, the decibels are nan.
+        keep: Filled with the parts of the check ("model", "tokenizer", "frames").
+
+    Returns:
+        The figures.
+
+    Raises:
+        UsageError: A recipe with actions of another width than physics has, or a tokenizer whose
+            latent frames hold several pixel frames.
+    """
+    tokenizer: Any = build_video_tokenizer(dict(recipe.tokenizer)).eval()
+    if tokenizer.temporal_stride != 1:
+        raise UsageError(
+            f"the check draws frame after frame; temporal stride {tokenizer.temporal_stride}, try 1"
+        )
+    data = physics_clips(
+        clips, held_out, seed, num_frames=NUM_FRAMES, size=tokenizer.frame_size[0],
+        pushes=recipe.condition.actions > 0,
+    )  # fmt: skip
+    with torch.random.fork_rng(devices=[]):
+        torch.random.default_generator.manual_seed(seed)  # initial weights only
+        model = build_model(recipe, tokenizer)
+    settings: dict[str, Any] = {"seed": seed, "ema_decay": 0.0}
+    settings |= {"precision": "fp32", "progress": False, "save_every": 10**6}
+    config = train_config(recipe, steps, **settings)
+    with tempfile.TemporaryDirectory() as folder:
+        train, tests = (
+            _stage(model, tokenizer, data.only(split), Path(folder) / "cache")
+            for split in ("train", "held_out")
+        )
+        before = time.process_time()
+        Trainer(train, config, Path(folder) / "run").run()
+        seconds = time.process_time() - before
+    model.eval()
+    value, baseline = held_out_losses(train, tests, seed)
+    decibels = (float("nan"),) * 4
+    if draw:
+        decibels = _rollout_psnr(model, tokenizer, data.only("held_out"), seed, keep)
+    if keep is not None:
+        keep |= {"model": model, "tokenizer": tokenizer}
+    return ClipReport(
+        *_named(model, baseline, value),
+        f"{config.num_steps} steps x {config.batch_size}, {seconds:.0f} s of one CPU core",
+        *decibels,
+    )
+
+
+def _named(model: GenerativeModel, baseline: float, value: float) -> tuple[str, float, str, float]:
+    if isinstance(model.head, CategoricalHead):
+        name = "code frequencies per position given the code there one frame before"
+        return "held-out nats per predicted token", baseline, name, value
+    name = "best linear denoiser per position given the frame before"
+    return "held-out squared error of the velocity", baseline, name, value
+
+
+def _stage(model: GenerativeModel, tokenizer: Any, clips: ClipDataset, cache: Path) -> ModelStage:
+    return stage_of_clips(model, tokenizer, clips, encode_clips(tokenizer, clips, cache))
+
+
+# -- baselines --------------------------------------------------------------------------------
+
+
+class NextFrameCodes:
+    """Frequencies of every code at every position, given the code there one frame before."""
+
+    def __init__(self, tokens: ClipTokens, num_codes: int) -> None:
+        """Count on all pairs of frames.
+
+        Args:
+            tokens: Encoded training clips with one codebook.
+            num_codes: Codes of the codebook.
+        """
+        self.cells = tokens.frames.shape[1]
+        first, later = _pairs(tokens)
+        counts = torch.full((self.cells, num_codes, num_codes), SMOOTHING)
+        cell = torch.arange(self.cells).expand(len(first), -1)
+        one = torch.ones(first.shape[:2])
+        counts.index_put_((cell, first[..., 0], later[..., 0]), one, accumulate=True)
+        self.log_prob = (counts / counts.sum(-1, keepdim=True)).log()
+        self.alone = CodeTable(tokens.frames, num_codes)
+
+    def loss(self, values: Tensor, target: Tensor, slots: Tensor) -> Tensor:
+        """Return nats per row, [batch, rows].
+
+        Args:
+            values: True codes of whole windows [batch, slots, 1].
+            target: True codes of the rows [batch, rows, 1].
+            slots: Slot of each row.
+        """
+        cell = slots % self.cells
+        before = values[:, (slots - self.cells).clamp_min(0), 0]
+        known = -self.log_prob[cell, before, target[..., 0]]
+        return torch.where(slots >= self.cells, known, self.alone.loss(target, cell))
+
+
+class NextFrameGaussians:
+    """Every position as a Gaussian whose mean is linear in the whole frame before."""
+
+    def __init__(self, tokens: ClipTokens) -> None:
+        """Fit on all pairs of frames.
+
+        Args:
+            tokens: Encoded training clips; more pairs than channels.
+        """
+        self.cells = tokens.frames.shape[1]
+        first, later = _pairs(tokens)
+        features = rearrange(first, "n cells c -> n (cells c)").double()
+        self.centre, self.mean = features.mean(0), later.double().mean(0)
+        centred = features - self.centre
+        square = centred.T @ centred
+        square += RIDGE * square.diagonal().mean() * torch.eye(len(square), dtype=square.dtype)
+        wanted = rearrange(later.double() - self.mean, "n cells c -> n (cells c)")
+        self.weights = torch.linalg.solve(square, centred.T @ wanted)
+        left = later - self.expected(first)
+        alone, known = SlotGaussians(tokens.frames), SlotGaussians(left)
+        # Slots of one window: the first frame alone, then a frame with one before it.
+        self.gaussians = known
+        for part in ("mean", "axes", "variance"):
+            setattr(known, part, torch.cat((getattr(alone, part), getattr(known, part))))
+
+    def expected(self, before: Tensor) -> Tensor:
+        """Return the expected frame after each of [frames, cells, channels]."""
+        features = rearrange(before, "n cells c -> n (cells c)").double() - self.centre
+        flat = einsum(features, self.weights, "n a, a b -> n b")
+        return (rearrange(flat, "n (cells c) -> n cells c", cells=self.cells) + self.mean).float()
+
+    def predict(self, values: Tensor, sample: Tensor, path: NoisePath, slots: Tensor) -> Tensor:
+        """Return the expected target of noisy rows, [batch, rows, channels].
+
+        Args:
+            values: Clean windows [batch, slots, channels].
+            sample: Noisy rows.
+            path: How sample and target were mixed.
+            slots: Slot of each row.
+        """
+        frames = rearrange(values, "b (f cells) c -> b f cells c", cells=self.cells)
+        after = rearrange(frames[:, :-1], "b f cells c -> (b f) cells c")
+        told = rearrange(self.expected(after), "(b f) cells c -> b f cells c", b=len(values))
+        told = torch.cat((torch.zeros_like(told[:, :1]), told), 1)
+        mean = rearrange(told, "b f cells c -> b (f cells) c")[:, slots]
+        kind = slots % self.cells + self.cells * (slots >= self.cells)
+        rest = self.gaussians.predict(sample - path.signal * mean, path, kind)
+        return path.clean_share * mean + rest
+
+
+def _pairs(tokens: ClipTokens) -> tuple[Tensor, Tensor]:
+    """Return all frames with a next one, and those next frames."""
+    # Windows start at every frame, so consecutive rows of one clip are found from them.
+    rows = torch.zeros(len(tokens.frames), dtype=torch.bool)
+    windows = tokens.windows
+    rows[windows.rows(slice(None))[:, :-1]] = True
+    index = rows.nonzero()[:, 0]
+    return tokens.frames[index], tokens.frames[index + 1]
+
+
+@torch.no_grad()
+def held_out_losses(train: ModelStage, held_out: ModelStage, seed: int) -> tuple[float, float]:
+    """Score the model and its baseline on the same rows, with the weights of the objective.
+
+    Rows whose token the model can see are left out, and prompts are never dropped.
+
+    Returns:
+        Mean loss of the model and of the baseline.
+    """
+    head, tokens = held_out.model.head, _tokens(train)
+    baseline: NextFrameCodes | NextFrameGaussians = (
+        NextFrameCodes(tokens, head.vocab_size)
+        if isinstance(head, CategoricalHead)
+        else NextFrameGaussians(tokens)
+    )
+    sums = torch.zeros(3, dtype=torch.float64)
+    for number, indices in enumerate(torch.arange(held_out.num_items).split(EVAL_BATCH)):
+        generator = torch.Generator().manual_seed(seed * 1000 + number)
+        plan, layout, lowered = held_out.plan(generator)
+        values = held_out.values[indices]
+        batch = held_out.corrupt(values, plan, layout, generator)
+        never = torch.zeros(len(indices), dtype=torch.bool)
+        hidden = held_out.hidden_states(indices, never, batch, layout, lowered)
+        slots = layout.source[batch.loss_rows]
+        weight = batch.weight
+        if held_out.recipe.corruption.kind == "mask":
+            weight = weight * batch.is_masked[:, batch.loss_rows]
+        losses = _losses(held_out, baseline, hidden, batch, values, slots, generator)
+        sums += torch.stack([*((loss * weight).sum() for loss in losses), weight.sum()]).double()
+    return float(sums[0] / sums[2]), float(sums[1] / sums[2])
+
+
+def _tokens(stage: ModelStage) -> ClipTokens:
+    tokens: Any = stage.values
+    assert isinstance(tokens, ClipTokens)
+    return tokens
+
+
+def _losses(
+    stage: ModelStage,
+    baseline: NextFrameCodes | NextFrameGaussians,
+    hidden: Tensor,
+    batch: Batch,
+    values: Tensor,
+    slots: Tensor,
+    generator: torch.Generator,
+) -> tuple[Tensor, Tensor]:
+    """Loss per row of the model and of the baseline, [batch, rows] each."""
+    head, target = stage.model.head, batch.target
+    if isinstance(baseline, NextFrameCodes):
+        assert isinstance(head, CategoricalHead)
+        return head.loss(hidden, target, label_smoothing=0.0), baseline.loss(values, target, slots)
+    assert isinstance(head, PatchHead)
+    level = batch.level[:, batch.loss_rows, None]
+    one, zero = torch.ones_like(level), torch.zeros_like(level)
+    path = NoisePath(
+        stage.scheduler.add_noise(one, zero, level),
+        stage.scheduler.add_noise(zero, one, level),
+        stage.scheduler.target(one, zero),
+        stage.scheduler.target(zero, one),
+    )
+    predicted = baseline.predict(values, batch.values[:, batch.loss_rows], path, slots)
+    return head.loss(hidden, target, generator), (predicted - target).square().mean(-1)
+
+
+# -- rollouts ---------------------------------------------------------------------------------
+
+
+def go_on(
+    model: GenerativeModel,
+    values: Tensor,
+    prompts: list[str],
+    actions: Tensor | None,
+    num_drawn: int,
+    seed: int,
+) -> Tensor:
+    """Draw the frames after given ones, block by block, each from what came before it.
+
+    Args:
+        model: A video model whose cache has a window, in eval mode.
+        values: Given frames [items, frames, cells, channels].
+        prompts: One per item.
+        actions: What led to every frame, given and drawn [items, frames, actions]; None without.
+        num_drawn: Frames to draw.
+        seed: Seed of all items.
+
+    Returns:
+        Values of the drawn frames [items, num_drawn, cells, channels].
+
+    Raises:
+        UsageError: Numbers of frames that blocks do not fill.
+    """
+    live = LiveRollout(model, prompts, [item_generator(seed, i) for i in range(len(prompts))])
+    size, given = live.frames_per_block, values.shape[1]
+    if given % size or num_drawn % size:
+        raise UsageError(f"{given} given and {num_drawn} drawn frames in blocks of {size}")
+    drawn = []
+    for first in range(0, given + num_drawn, size):
+        told = None if actions is None else actions[:, first : first + size]
+        if first < given:
+            live.observe(rearrange(values[:, first : first + size], "i f n c -> i (f n) c"), told)
+        else:
+            drawn.append(rearrange(live.step(told), "i (f n) c -> i f n c", f=size))
+    return torch.cat(drawn, 1)
+
+
+@torch.no_grad()
+def _rollout_psnr(
+    model: GenerativeModel,
+    tokenizer: Any,
+    clips: ClipDataset,
+    seed: int,
+    keep: dict[str, Any] | None,
+) -> tuple[float, float, float, float]:
+    """Mean PSNR in dB of drawn frames, the last given frame, their mean, and the tokenizer."""
+    count = NUM_GIVEN + NUM_DRAWN
+    pixels = clips.window(torch.arange(len(clips)), count).pixels()
+    values = tokenizer.encode(pixels)
+    width, actions = model.recipe.condition.actions, None
+    if width:
+        led = leading_actions(clips, width, tokenizer)
+        start = latent_offsets(clips, tokenizer)[:-1]
+        actions = led[start[:, None] + torch.arange(count)]
+    drawn = go_on(model, values[:, :NUM_GIVEN], clips.captions, actions, NUM_DRAWN, seed)
+    decoded = tokenizer.decode(torch.cat((values[:, :NUM_GIVEN], drawn), 1))
+    if keep is not None:
+        keep |= {"frames": decoded, "true_frames": pixels}
+    truth, given = pixels[:, :, NUM_GIVEN:], pixels[:, :, :NUM_GIVEN]
+    guesses = (
+        decoded[:, :, NUM_GIVEN:],
+        decoded[:, :, NUM_GIVEN - 1 : NUM_GIVEN].expand_as(truth),
+        given.mean(2, keepdim=True).expand_as(truth),
+        tokenizer.decode(values)[:, :, NUM_GIVEN:],
+    )
+    drawn_db, copy_db, mean_db, ceiling_db = (
+        float(frame_psnr(guess, truth).clamp_max(MOST_DB).mean()) for guess in guesses
+    )
+    return drawn_db, copy_db, mean_db, ceiling_db
