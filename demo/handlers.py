@@ -16,7 +16,7 @@ import gradio as gr
 
 from ..core.errors import BlockloomError, UsageError
 from ..pipelines.media import pixels_sha256
-from . import drawing, inside, views, wishes
+from . import drawing, inside, libraries, views, wishes
 from .session import Finished, Session
 from .shelf import Shelf
 
@@ -104,6 +104,7 @@ class Handlers:
             digest = pixels_sha256(edited.image)
             pictures = [replace(params, input_sha256=digest) for params in pictures]
         yield [views.placeholder("loading", "Getting ready …"), *_nothing()]
+        libraries.load()
         frames = drawing.draw(
             self._shelf.pipe(model), pictures, lambda: session.is_stopped(run),
             None if edited is None else edited.image,
@@ -143,6 +144,7 @@ class Handlers:
         """Compute the second tab; what a recipe does not allow is said in place."""
         try:
             with answered():
+                libraries.load()
                 view = inside.look(str(recipe), wishes.text(length), str(block))
         except gr.Error as error:
             return [f'<div class="bl-notice">{error.message}</div>', "", "", ""]

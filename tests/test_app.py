@@ -411,6 +411,34 @@ class TestDrawing:
                 session.choose(index)
 
 
+def test_libraries_load_in_one_thread_at_a_time() -> None:
+    code = """
+import sys, threading, time
+import blockloom.app
+from blockloom.demo import handlers, libraries
+from blockloom.demo.session import Session
+from blockloom.demo.shelf import Shelf
+does = handlers.Handlers(Shelf())
+def draw():
+    wish = ('red apple', 'noto', '1', 1, 1, 1.0, does._shelf.names[0])
+    ends.append(list(does.draw(Session(), None, *wish))[-1][0])
+def look():
+    ends.append(does.look('image/maskgit', 16, "recipe's own")[0])
+ends, threads = [], [threading.Thread(target=draw), threading.Thread(target=look)]
+with libraries.LOCK:
+    for thread in threads: thread.start()
+    time.sleep(0.5)
+    print(sorted({'torch', 'diffusers'} & set(sys.modules)))
+for thread in threads: thread.join()
+print(sorted({'torch', 'diffusers'} & set(sys.modules)))
+print(sum('data-kind="done"' in end or 'MaskGIT' in end for end in ends))
+"""
+    result = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", code], capture_output=True, text=True, check=True
+    )
+    assert result.stdout.split("\n")[:3] == ["[]", "['diffusers', 'torch']", "2"]
+
+
 class TestInside:
     @pytest.mark.parametrize("name", inside.recipes())
     def test_every_recipe_can_be_looked_at(self, name: str) -> None:
