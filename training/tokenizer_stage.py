@@ -125,7 +125,10 @@ def save_half(tokenizer: Any, folder: Path | str) -> None:
         tokenizer: A diffusers `ModelMixin`; left as it is.
         folder: Created when missing.
     """
-    copy.deepcopy(tokenizer).cpu().half().save_pretrained(folder)
+    half = copy.deepcopy(tokenizer).cpu().half()
+    # diffusers notes where a model was loaded from: a folder of this machine is nobody's business.
+    half.register_to_config(_name_or_path="")
+    half.save_pretrained(folder)
 
 
 def train_tokenizer(
