@@ -19,10 +19,14 @@ A recipe names a system as six choices; `blockloom inspect NAME` shows any of th
 **Cache** says when rows become permanent. *Exact* means that the cached decode computes what the
 training forward computes, proved for the layout before a recipe may say so; a recipe whose every
 pass looks at all tokens anew keeps nothing and has nothing to prove.
-**Learns** is a tiny run on procedural pictures (`training/shapes.py`: a coloured shape on a plain
-ground, 16x16 pixels), rerun by the slow tests. Value and baseline are measured on pictures whose
-prompts are not in the training data; lower is better. The baseline is the best predictor that knows
-positions only, fitted on the training pictures.
+**Learns** is a tiny run on procedural data, rerun by the slow tests; lower is better. Pictures
+(`training/shapes.py`): a coloured shape on a plain ground, 16x16 pixels; value and baseline are
+measured on pictures whose prompts are not in the training data, and the baseline is the best
+predictor that knows positions only, fitted on the training pictures. Videos
+(`training/physics.py`): balls that fly, bounce, collide and are pushed, 8x8 or 12x12 pixels;
+measured on clips whose scene and colours do not occur together in training, against a predictor
+that also knows the frame before. *Drawn* goes on from given frames, in decibels against the true
+ones, beside keeping the last given frame or the mean of the given ones.
 """
 
 

@@ -6,6 +6,7 @@ Short runs of two recipes stand in for all of them in the default suite.
 import pytest
 
 from blockloom.core.recipe import list_recipes, load_recipe
+from blockloom.training.clip_learning import clip_learning_check
 from blockloom.training.learning import learning_check
 
 # Other processors round differently, and a run of seconds amplifies it.
@@ -13,18 +14,19 @@ SLACK = 0.15
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", list_recipes("image"))
+@pytest.mark.parametrize("name", list_recipes())
 def test_the_recipe_reaches_what_its_file_says(name: str) -> None:
     recipe = load_recipe(name)
     learns = recipe.learns
     assert learns is not None and learns.budget.startswith(f"{recipe.train.steps} steps")
-    report = learning_check(recipe)
+    check = clip_learning_check if recipe.modality == "video" else learning_check
+    report = check(recipe)
     gain = learns.baseline - learns.value
     assert report.baseline == pytest.approx(learns.baseline, abs=0.05 * abs(gain))
     assert report.value < learns.value + SLACK * gain
 
 
-@pytest.mark.parametrize("name", list_recipes("image"))
+@pytest.mark.parametrize("name", list_recipes())
 def test_the_stated_value_beats_the_stated_baseline_clearly(name: str) -> None:
     learns = load_recipe(name).learns
     assert learns is not None

@@ -24,6 +24,7 @@ from blockloom.models.generate import Request, picture_values, start
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
 
 RECIPES = list_recipes("image")
+VIDEOS = list_recipes("video")
 EXACT = [name for name in RECIPES if load_recipe(name).cache.exact]
 PROMPTS = ["a red cat", "blue dog", "sun", "a very large green tree", ""]
 VARIANTS = [
@@ -243,3 +244,34 @@ def test_given_cells_stay_bit_for_bit(tiny, name):
         assert torch.equal(uncached, drawn)
     rest = draw(model, PROMPTS[:1], [0], values=values[:1], is_known=keep[:1], guidance_scale=2.0)
     assert torch.equal(rest[0], drawn[0])
+
+
+@pytest.mark.parametrize("guided", [False, True], ids=["plain", "guided"])
+@pytest.mark.parametrize("name", VIDEOS)
+def test_cached_frames_of_video_recipes_equal_the_masked_forward(tiny, name, guided):
+    model = tiny.model(name, dtype=torch.float64)
+    recipe = model.recipe
+    # More frames than the window, so that the cache forgets some.
+    assert recipe.cache.exact and recipe.cache.window < recipe.layout.frames - 1
+    assert recipe.system.differs and recipe.system.url
+    plan, width = plan_for(tiny, model), recipe.condition.actions
+    decoder = tiny.decoder(model, PROMPTS[:2], guided)
+    rng = torch.Generator().manual_seed(0)
+    decoder.actions = torch.randn(2, recipe.layout.frames, width, generator=rng).double()
+    with torch.no_grad():
+        parity = compare(plan, decoder, tiny.contents(model, plan))
+    assert parity.max_error < 1e-10
+    assert 1.0 < parity.scale < 10 and parity.num_rows >= plan.num_slots
+
+
+@pytest.mark.parametrize("name", VIDEOS)
+def test_videos_together_are_videos_alone_bit_for_bit(tiny, name):
+    model = tiny.model(name)
+    shape = (3, 5, model.recipe.condition.actions)
+    actions = torch.randn(shape, generator=torch.Generator().manual_seed(0))
+    together = draw(model, PROMPTS[:3], range(3), frames=5, actions=actions)
+    for item in range(3):
+        own = slice(item, item + 1)
+        alone = draw(model, PROMPTS[own], [item], frames=5, actions=actions[own])
+        assert torch.equal(alone[0], together[item])
+    assert not any(torch.equal(a, b) for a, b in pairwise(together))
