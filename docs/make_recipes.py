@@ -25,8 +25,8 @@ measured on pictures whose prompts are not in the training data, and the baselin
 predictor that knows positions only, fitted on the training pictures. Videos
 (`training/physics.py`): balls that fly, bounce, collide and are pushed, 8x8 or 12x12 pixels;
 measured on clips whose scene and colours do not occur together in training, against a predictor
-that also knows the frame before. *Drawn* goes on from given frames, in decibels against the true
-ones, beside keeping the last given frame or the mean of the given ones.
+that also knows the frame before. *Drawn* goes on from given frames, in decibels (more is better)
+against the true ones, beside keeping the last given frame or the mean of the given ones.
 """
 
 
