@@ -22,12 +22,7 @@ from torch.nn import functional
 from ..core.attention import Lowered, attend
 from ..core.cache import CacheView
 from ..core.layout import Copy, Layout
-from ..core.numerics import (
-    RowStableLinear,
-    item_stable_attention,
-    row_stable_activation,
-    row_stable_linear,
-)
+from ..core.numerics import RowStableLinear, item_stable_attention, row_stable_activation
 from ..core.positions import rope_angles, rotate
 
 
@@ -256,22 +251,8 @@ class SwiGLU(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Apply the gated map."""
-        gate, value = self._gate_value(x)
+        gate, value = self.to_gate_value(x).chunk(2, dim=-1)
         return self.to_out(row_stable_activation("silu", gate) * value)
-
-    def _gate_value(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Both halves of the first map.
-
-        A CPU decodes few rows against wide weights: half of them at a time stay in its cache, and
-        the halves need no copy afterwards.
-        """
-        both = self.to_gate_value
-        plain = type(both) is RowStableLinear and both.bias is None and not both._forward_hooks
-        if torch.is_grad_enabled() or x.device.type != "cpu" or not plain:
-            gate, value = both(x).chunk(2, dim=-1)
-            return gate, value
-        gate_weight, value_weight = both.weight.chunk(2)
-        return row_stable_linear(x, gate_weight), row_stable_linear(x, value_weight)
 
 
 class Layer(nn.Module):

@@ -25,8 +25,9 @@ class AutoPipeline:
             ModelError: no such model, or its index names no pipeline of this package.
         """
         from .image import ImagePipeline
+        from .world import WorldPipeline
 
-        classes = {"ImagePipeline": ImagePipeline}
+        classes: dict[str, Any] = {"ImagePipeline": ImagePipeline, "WorldPipeline": WorldPipeline}
         folder = model_folder(name)
         try:
             index = json.loads((folder / "model_index.json").read_bytes())

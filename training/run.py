@@ -33,6 +33,9 @@ from .selfcheck import mask_self_check
 from .tokenizer_stage import mean_psnr, save_half, train_tokenizer
 
 logger = logging.getLogger(__name__)
+PIPELINES = {"image": "ImagePipeline", "video": "WorldPipeline"}
+"""Class that plays a saved model, by modality."""
+
 STAGES = ("tokenizer", "model", "all")
 
 
@@ -300,7 +303,7 @@ def save_pipeline(folder: Path, model: GenerativeModel, tokenizer: Any) -> None:
     save_half(tokenizer, folder / "tokenizer")
     package = __package__.split(".")[0]
     index = {
-        "_class_name": f"{model.recipe.modality.capitalize()}Pipeline",
+        "_class_name": PIPELINES[model.recipe.modality],
         "tokenizer": [type(tokenizer).__module__, type(tokenizer).__name__],
         "model": [f"{package}.models.generator", "GenerativeModel"],
     }

@@ -7,6 +7,7 @@ import torch
 from blockloom.core.errors import DataError, UsageError
 from blockloom.core.recipe import load_recipe
 from blockloom.models.generator import GenerativeModel
+from blockloom.pipelines.auto import AutoPipeline
 from blockloom.pipelines.world import WorldPipeline, action_vector
 from blockloom.tokenizers.video_build import build_video_tokenizer
 
@@ -152,5 +153,6 @@ def test_a_world_without_actions_says_so():
 
 def test_a_saved_pipeline_dreams_the_same(pipe, tmp_path):
     pipe.save_pretrained(tmp_path / "world")
-    again = WorldPipeline.from_pretrained(str(tmp_path / "world"))
+    again = AutoPipeline.from_pretrained(str(tmp_path / "world"))
+    assert type(again) is WorldPipeline
     assert np.array_equal(play(pipe.start(seed=4), [0, 1]), play(again.start(seed=4), [0, 1]))

@@ -67,7 +67,7 @@ def test_a_run_leaves_a_folder_whose_model_goes_on(archive, tmp_path, tokenizer,
     model, loaded = load_pipeline_parts(tmp_path / "run" / "final")
     assert model.recipe.modality == "video" and model.recipe.condition.actions == actions
     index = json.loads((tmp_path / "run" / "final" / "model_index.json").read_text())
-    assert index["_class_name"] == "VideoPipeline"
+    assert index["_class_name"] == "WorldPipeline"
     with torch.no_grad():
         live = LiveRollout(model, ["a red ball"], [item_generator(0, 0)], num_steps=1)
         values = torch.cat([live.step(torch.zeros(1, 1, actions)) for _ in range(3)])
