@@ -202,7 +202,7 @@ class WorldSession:
             with torch.no_grad():  # the decoder must have seen what came before
                 _, self._stream = tokenizer.decode_chunk(values[:, part], self._stream)
 
-    def step(self, action: Action | Sequence[Action] | None = None) -> np.ndarray:
+    def step(self, action: Action | None = None) -> np.ndarray:
         """Let the world take its next step.
 
         Args:

@@ -258,6 +258,9 @@ def test_whoever_leaves_makes_room(page: gr.Blocks, brake: Brake) -> None:
     assert kind == "done" and seconds < 10
 
 
+THREADS = 56  # a pool of 40, its helpers, and those of the tests; far below 120 visitors
+
+
 @pytest.mark.slow
 def test_nothing_stays_behind(page: gr.Blocks, brake: Brake, tmp_path: Path,
                               monkeypatch: pytest.MonkeyPatch) -> None:  # fmt: skip
@@ -286,7 +289,8 @@ def test_nothing_stays_behind(page: gr.Blocks, brake: Brake, tmp_path: Path,
     after = round_of(2000, 80)
     assert before[1] <= CAPACITY + 1 and after[1] <= CAPACITY + 1
     assert after[0] <= before[0] + 2
-    assert after[2] <= before[2] + 4 and after[3] <= before[3] + 8
+    # Threads belong to pools that grow to a fixed size, so they are bounded but not flat.
+    assert after[2] <= THREADS and after[3] <= before[3] + 8
 
 
 def test_a_closed_tab_is_forgotten_with_its_files(
