@@ -68,6 +68,12 @@ def prompt_vectors(model: GenerativeModel, prompts: Sequence[str]) -> PreparedPr
     return model.prepare(model.embed_prompts(ids, never))
 
 
+@torch.no_grad()
+def null_prompts(model: GenerativeModel, items: int) -> PreparedPrompt:
+    """Project the learned empty prompt, which guidance steers away from, once per item."""
+    return model.prepare(model.text_encoder.null(items, model.recipe.text.words))
+
+
 def empty_values(model: GenerativeModel, items: int, frames: int | None = None) -> Tensor:
     """Make the canvas of a request: zeros in every cell of every frame."""
     config = model.config
@@ -106,7 +112,8 @@ def start(model: GenerativeModel, request: Request) -> Rollout:
     plan = _plan(model, span, request.frames, remember=request.use_cache)
     uncond = None
     if model.uses_prompt and scheduler.config.guidance_scale != 1.0:
-        uncond = _uncond(model, request, items)
+        negative = request.negative_prompts
+        uncond = null_prompts(model, items) if negative is None else prompt_vectors(model, negative)
     decoder = ModelDecoder(
         model,
         prompt_vectors(model, request.prompts),
@@ -168,12 +175,6 @@ def _plan(
             known.clear()  # one user's span or length; the next request brings another
         known[span, frames] = plan
     return plan
-
-
-def _uncond(model: GenerativeModel, request: Request, items: int) -> PreparedPrompt:
-    if request.negative_prompts is not None:
-        return prompt_vectors(model, request.negative_prompts)
-    return model.prepare(model.text_encoder.null(items, model.recipe.text.words))
 
 
 def _stream_canvas(

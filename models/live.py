@@ -20,7 +20,7 @@ from ..core.errors import UsageError
 from ..core.plan import build_plan
 from ..core.rollout import Event, Rollout
 from ..core.schedule import scheduler_of
-from .generate import empty_values, prompt_vectors
+from .generate import empty_values, null_prompts, prompt_vectors
 from .generator import GenerativeModel, ModelDecoder
 
 
@@ -75,9 +75,7 @@ class LiveRollout:
     def _uncond(self, scheduler: Any) -> Any:
         if not self.model.uses_prompt or scheduler.config.guidance_scale == 1.0:
             return None
-        with torch.no_grad():
-            null = self.model.text_encoder.null(self.items, self.model.recipe.text.words)
-            return self.model.prepare(null)
+        return null_prompts(self.model, self.items)
 
     @torch.no_grad()
     def observe(

@@ -10,22 +10,17 @@ from typing import Any, ClassVar
 
 import numpy as np
 import torch
-from diffusers import DiffusionPipeline
 from diffusers.utils import BaseOutput
 from einops import rearrange, repeat
 from PIL import Image
 from torch import Tensor
 
-from ..core.errors import ModelError, UsageError, describe
+from ..core.errors import UsageError, check_one_of, describe
 from ..core.rollout import Event
 from ..core.sampling import item_generator
 from ..models.generate import Request, empty_values, picture_values, start
 from ..models.generator import GenerativeModel
-
-# diffusers loads a component only from a module that is already imported.
-from ..tokenizers import build as _tokenizer_classes  # noqa: F401
-from .guard import check_configs
-from .params import model_folder
+from .base import TokenPipeline
 
 MAX_PROMPT = 100_000
 MAX_IMAGES = 256
@@ -48,10 +43,9 @@ class ImagePipelineOutput(BaseOutput):
     is_complete: bool = True
 
 
-class ImagePipeline(DiffusionPipeline):
+class ImagePipeline(TokenPipeline):
     """Draws pictures from words with any image recipe."""
 
-    model_cpu_offload_seq: ClassVar[str] = "model->tokenizer"
     _callback_tensor_inputs: ClassVar[list[str]] = list(_CALLBACK_TENSORS)
 
     def __init__(self, tokenizer: Any, model: GenerativeModel) -> None:
@@ -64,39 +58,8 @@ class ImagePipeline(DiffusionPipeline):
         Raises:
             ModelError: their grids or token kinds differ.
         """
-        super().__init__()
-        grid = (model.config.height, model.config.width)
-        if tuple(tokenizer.grid) != grid or bool(tokenizer.codebook_size) != bool(
-            model.config.codebook_size
-        ):
-            raise ModelError(
-                f"tokenizer grid {tuple(tokenizer.grid)} ({tokenizer.value}s) does not fit a model "
-                f"of grid {grid}; load the tokenizer the model was trained with"
-            )
-        self.register_modules(tokenizer=tokenizer, model=model)
+        super().__init__(tokenizer, model)
         self._interrupted = False
-
-    @classmethod
-    def from_pretrained(cls, pretrained_model_name_or_path: Any, **kwargs: Any) -> "ImagePipeline":
-        """Load a bundled model by name, or a folder written by `save_pretrained` or `train`.
-
-        Args:
-            pretrained_model_name_or_path: "blockloom/emoji", or a folder.
-            **kwargs: Passed to diffusers (`dtype`, ...).
-
-        Raises:
-            ModelError: no such model, or a folder that holds anything but safetensors weights.
-        """
-        folder = model_folder(str(pretrained_model_name_or_path))
-        check_configs(folder)
-        kwargs.setdefault("local_files_only", True)
-        kwargs["use_safetensors"] = True
-        # Weights are stored in half precision; computing in it on a CPU is slow and inexact.
-        kwargs.setdefault("dtype", torch.float32)
-        pipe = super().from_pretrained(folder, **kwargs)
-        for part in (pipe.model, pipe.tokenizer):
-            own_memory(part).eval()
-        return pipe
 
     @property
     def recipe_name(self) -> str:
@@ -289,12 +252,10 @@ class ImagePipeline(DiffusionPipeline):
             UsageError: a setting outside its range (a ValueError).
         """
         given = {k: v for k, v in locals().items() if k in _GIVEN}
-        if output_type not in OUTPUT_TYPES:
-            raise UsageError(describe("output_type", output_type, ", ".join(OUTPUT_TYPES)))
-        unknown = [n for n in callback_on_step_end_tensor_inputs if n not in _CALLBACK_TENSORS]
-        if unknown:
-            legal = ", ".join(_CALLBACK_TENSORS)
-            raise UsageError(describe("callback_on_step_end_tensor_inputs", unknown[0], legal))
+        check_one_of("output_type", output_type, OUTPUT_TYPES)
+        wanted = callback_on_step_end_tensor_inputs
+        for name in wanted:
+            check_one_of("callback_on_step_end_tensor_inputs", name, _CALLBACK_TENSORS)
         self._interrupted = False
         request = self._request(prompt, **given)
         request.should_stop = lambda: self._interrupted
@@ -305,7 +266,7 @@ class ImagePipeline(DiffusionPipeline):
                     bar.update()
                 if event.kind == "row" and callback_on_step_end is not None:
                     tensors = {"latents": rollout.values, "is_known": rollout.is_known}
-                    chosen = {n: tensors[n] for n in callback_on_step_end_tensor_inputs}
+                    chosen = {n: tensors[n] for n in wanted}
                     _check_returned(callback_on_step_end(self, index, event.data["level"], chosen))
                     index += 1
         tokens = picture_values(self.model, rollout.values)
@@ -396,17 +357,6 @@ _GIVEN = (
     "num_images_per_prompt", "generator", "latents", "temperature", "top_k", "top_p", "seed",
     "image", "keep", "use_cache",
 )  # fmt: skip
-
-
-def own_memory(module: torch.nn.Module) -> torch.nn.Module:
-    """Move weights out of the memory-mapped file, in place.
-
-    Mapped tensors start at any byte, and kernels that prefer aligned memory then differ in the
-    last bits from the same weights elsewhere.
-    """
-    for tensor in (*module.parameters(), *module.buffers()):
-        tensor.data = tensor.data.clone()
-    return module
 
 
 def _shown(event: Event) -> Tensor:

@@ -9,28 +9,21 @@ import json
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 import torch
-from diffusers import DiffusionPipeline
 from einops import rearrange
 from jaxtyping import UInt8
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from ..core.errors import DataError, ModelError, UsageError, describe
+from ..core.errors import DataError, UsageError, describe
 from ..core.sampling import item_generator
-from ..models.generator import GenerativeModel
 from ..models.live import LiveRollout
 from ..tokenizers.video_base import StreamState
-
-# diffusers loads a component only from a module that is already imported.
-from ..tokenizers import video_build as _tokenizer_classes  # noqa: F401  isort: skip
-from .guard import check_configs
-from .image import own_memory
-from .params import model_folder
+from .base import TokenPipeline
 
 MAX_SESSION_BYTES = 2**31
 """Larger session files are refused unread."""
@@ -39,52 +32,8 @@ Frames = UInt8[np.ndarray, "frames height width 3"]
 Action = int | float | Sequence[float] | np.ndarray
 
 
-class WorldPipeline(DiffusionPipeline):
+class WorldPipeline(TokenPipeline):
     """Opens sessions of a video model that may be steered."""
-
-    model_cpu_offload_seq: ClassVar[str] = "model->tokenizer"
-
-    def __init__(self, tokenizer: Any, model: GenerativeModel) -> None:
-        """Join a video tokenizer and a model that was trained on its tokens.
-
-        Args:
-            tokenizer: A video tokenizer.
-            model: A video model whose cache has a window.
-
-        Raises:
-            ModelError: their grids or token kinds differ.
-        """
-        super().__init__()
-        grid = (model.config.height, model.config.width)
-        if tuple(tokenizer.grid) != grid or bool(tokenizer.codebook_size) != bool(
-            model.config.codebook_size
-        ):
-            raise ModelError(
-                f"tokenizer grid {tuple(tokenizer.grid)} ({tokenizer.value}s) does not fit a model "
-                f"of grid {grid}; load the tokenizer the model was trained with"
-            )
-        self.register_modules(tokenizer=tokenizer, model=model)
-
-    @classmethod
-    def from_pretrained(cls, pretrained_model_name_or_path: Any, **kwargs: Any) -> "WorldPipeline":
-        """Load a bundled world by name, or a folder written by `save_pretrained`.
-
-        Args:
-            pretrained_model_name_or_path: Name or folder.
-            **kwargs: Passed to diffusers (`dtype`, ...).
-
-        Raises:
-            ModelError: no such model, or a folder that holds anything but safetensors weights.
-        """
-        folder = model_folder(str(pretrained_model_name_or_path))
-        check_configs(folder)
-        kwargs.setdefault("local_files_only", True)
-        kwargs["use_safetensors"] = True
-        kwargs.setdefault("dtype", torch.float32)
-        pipe = super().from_pretrained(folder, **kwargs)
-        for part in (pipe.model, pipe.tokenizer):
-            own_memory(part).eval()
-        return pipe
 
     @property
     def num_actions(self) -> int:

@@ -1,8 +1,9 @@
 """What all tests share: no network, and shape checks at run time when asked for."""
 
+import asyncio
 import os
 import socket
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +34,44 @@ def no_network() -> Iterator[None]:
     socket.socket.connect = guarded  # type: ignore[method-assign]
     yield
     socket.socket.connect = connect  # type: ignore[method-assign]
+
+
+@pytest.fixture(scope="module")
+def event_loops() -> Iterator[None]:
+    """Close the event loops that Gradio opens for every page and leaves to the collector."""
+    opened, original = [], asyncio.new_event_loop
+
+    def remembered() -> asyncio.AbstractEventLoop:
+        opened.append(original())
+        return opened[-1]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(asyncio, "new_event_loop", remembered)
+        yield
+    asyncio.set_event_loop(None)
+    for loop in opened:
+        if not loop.is_running():
+            loop.close()
+
+
+@pytest.fixture(scope="session")
+def free_port() -> Callable[[], int]:
+    """Return a function that finds a port of this machine nobody listens on."""
+
+    def find() -> int:
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            return int(probe.getsockname()[1])
+
+    return find
+
+
+@pytest.fixture(scope="module")
+def shelf(tiny_model: Path) -> Any:
+    """Return the demo's shelf with the tiny model on it."""
+    from blockloom.demo.shelf import Shelf
+
+    return Shelf([str(tiny_model)])
 
 
 @pytest.fixture(scope="session")

@@ -1,12 +1,11 @@
 """The demo without a browser: how the server is set up, what the handlers answer, whose is what."""
 
-import asyncio
 import gc
 import json
 import re
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -32,26 +31,8 @@ EDIT = {k: v for k, v in WISH.items() if k != "number"} | {"region": "right"}
 
 
 @pytest.fixture(scope="module", autouse=True)
-def event_loops() -> Iterator[None]:
-    """Close the event loops that Gradio opens for every page and leaves to the collector."""
-    opened, original = [], asyncio.new_event_loop
-
-    def remembered() -> asyncio.AbstractEventLoop:
-        opened.append(original())
-        return opened[-1]
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(asyncio, "new_event_loop", remembered)
-        yield
-    asyncio.set_event_loop(None)
-    for loop in opened:
-        if not loop.is_running():
-            loop.close()
-
-
-@pytest.fixture(scope="module")
-def shelf(tiny_model: Path) -> Shelf:
-    return Shelf([str(tiny_model)])
+def loops(event_loops: None) -> None:
+    """Every page of this module leaves event loops behind."""
 
 
 @pytest.fixture
@@ -495,12 +476,8 @@ def test_tables_are_escaped() -> None:
 
 
 @pytest.fixture(scope="module")
-def address(tiny_model: Path) -> Iterator[str]:
-    import socket
-
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+def address(tiny_model: Path, free_port: Callable[[], int]) -> Iterator[str]:
+    port = free_port()
     page = app.start([str(tiny_model)], listen="127.0.0.1", port=port)
     yield f"http://127.0.0.1:{port}"
     page.close()

@@ -6,7 +6,6 @@ import io
 import json
 import os
 import re
-import socket
 import threading
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
@@ -33,34 +32,14 @@ WORDS = ("red apple", "cat face", "rainbow", "star")
 
 
 @pytest.fixture(scope="module", autouse=True)
-def event_loops() -> Iterator[None]:
-    """Close the event loops that Gradio opens for every page and leaves to the collector."""
-    opened, original = [], asyncio.new_event_loop
-
-    def remembered() -> asyncio.AbstractEventLoop:
-        opened.append(original())
-        return opened[-1]
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(asyncio, "new_event_loop", remembered)
-        yield
-    asyncio.set_event_loop(None)
-    for loop in opened:
-        if not loop.is_running():
-            loop.close()
+def loops(event_loops: None) -> None:
+    """Every page of this module leaves event loops behind."""
 
 
 @pytest.fixture(scope="module")
-def shelf(tiny_model: Path) -> Shelf:
-    return Shelf([str(tiny_model)])
-
-
-@pytest.fixture(scope="module")
-def page(shelf: Shelf) -> Iterator[gr.Blocks]:
+def page(shelf: Shelf, free_port: Callable[[], int]) -> Iterator[gr.Blocks]:
     """The demo, with room for fewer sessions than the tests open."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     page = app.build(shelf)
     settings = app.launch_settings(shelf, listen="127.0.0.1", port=port, auth=None)
     settings |= {"state_session_capacity": CAPACITY, "prevent_thread_lock": True}

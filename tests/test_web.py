@@ -7,7 +7,7 @@ import re
 import socket
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -33,33 +33,15 @@ INNER = re.compile(r"Traceback|site-packages|/work|/home|/tmp|0x[0-9a-f]{6}|\.py
 
 
 @pytest.fixture(scope="module", autouse=True)
-def event_loops() -> Iterator[None]:
-    """Close the event loops that Gradio opens for every page and leaves to the collector."""
-    opened, original = [], asyncio.new_event_loop
-
-    def remembered() -> asyncio.AbstractEventLoop:
-        opened.append(original())
-        return opened[-1]
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(asyncio, "new_event_loop", remembered)
-        yield
+def loops(event_loops: None) -> Iterator[None]:
+    """Every page of this module leaves event loops behind, and its visitors connections."""
+    yield
     for client in Someone.clients:
         client.close()
-    asyncio.set_event_loop(None)
-    for loop in opened:
-        if not loop.is_running():
-            loop.close()
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 @pytest.fixture(scope="module")
-def page(tiny_model: Path) -> Iterator[gr.Blocks]:
+def page(tiny_model: Path, free_port: Callable[[], int]) -> Iterator[gr.Blocks]:
     served = app.start([str(tiny_model)], listen="127.0.0.1", port=free_port())
     yield served
     served.close(verbose=False)
@@ -474,7 +456,9 @@ class TestPassword:
         assert patience.seconds("2001:db8::ffff") == 4.0
         assert patience.seconds("2001:db8:1::1") == 0.0
 
-    def test_nothing_is_shown_without_the_password(self, tiny_model: Path) -> None:
+    def test_nothing_is_shown_without_the_password(
+        self, tiny_model: Path, free_port: Callable[[], int]
+    ) -> None:
         page = app.start(
             [str(tiny_model)], listen="127.0.0.1", port=free_port(), auth=("ada", "löve:lace")
         )

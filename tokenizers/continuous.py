@@ -107,20 +107,13 @@ class ContinuousTokenizer(ModelMixin, ConfigMixin, ABC):
         Raises:
             ValueError: No images.
         """
-        count = 0
-        total = squares = torch.zeros_like(self.latent_mean, dtype=torch.float64)
-        for pixels in batches:
-            mean = self.posterior_mean(self.encoder(pixels.to(self.device, self.dtype)))
-            tokens = rearrange(mean, "b c h w -> (b h w) c").double()
-            count += len(tokens)
-            total, squares = total + tokens.sum(0), squares + tokens.square().sum(0)
-        if not count:
-            raise ValueError("measure_latents got 0 images; it needs at least 1")
-        average = total / count
-        deviation = (squares / count - average.square()).clamp_min(1e-12).sqrt()
-        self.latent_mean.copy_(average)
-        # A channel that never moves would be blown up by its own rounding error.
-        self.latent_std.copy_(deviation.clamp_min(1e-3))
+        means = (
+            self.posterior_mean(self.encoder(pixels.to(self.device, self.dtype)))
+            for pixels in batches
+        )
+        mean, deviation = channel_statistics(rearrange(m, "b c h w -> (b h w) c") for m in means)
+        self.latent_mean.copy_(mean)
+        self.latent_std.copy_(deviation)
 
     def _build(
         self,
@@ -156,3 +149,30 @@ def noise_like(reference: Tensor, generator: torch.Generator | None) -> Tensor:
     """
     noise = torch.randn(reference.shape, generator=generator)
     return noise.to(reference.device, reference.dtype)
+
+
+def channel_statistics(
+    batches: Iterable[Float[Tensor, "_ channels"]],
+) -> tuple[Float[Tensor, " channels"], Float[Tensor, " channels"]]:
+    """Measure mean and deviation of every channel, in float64.
+
+    Args:
+        batches: Tokens; at least one.
+
+    Returns:
+        Mean, and deviation of at least 1e-3: a channel that never moves would be blown up by its
+        own rounding error.
+
+    Raises:
+        ValueError: No tokens.
+    """
+    count, total, squares = 0, torch.zeros(()), torch.zeros(())
+    for batch in batches:
+        tokens = batch.double()
+        count += len(tokens)
+        total, squares = total + tokens.sum(0), squares + tokens.square().sum(0)
+    if not count:
+        raise ValueError("measure_latents got 0 items; it needs at least 1")
+    mean = total / count
+    deviation = (squares / count - mean.square()).clamp_min(1e-12).sqrt()
+    return mean, deviation.clamp_min(1e-3)

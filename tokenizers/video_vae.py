@@ -19,6 +19,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from .causal_conv import CausalDecoder, CausalEncoder, Tape
+from .continuous import channel_statistics
 from .kl import KLTokenizer
 from .losses import reconstruction_loss
 from .sigma import SigmaVAETokenizer
@@ -128,21 +129,13 @@ class CausalVideoTokenizer(ModelMixin, ConfigMixin, SteppedTokenizer):
         Raises:
             ValueError: No clips.
         """
-        count = 0
-        total = squares = torch.zeros_like(self.latent_mean, dtype=torch.float64)
-        for pixels in batches:
-            frames = rearrange(pixels.to(self.device, self.dtype), "b c f h w -> b f c h w")
-            mean = self._mean(self.encoder(frames))
-            tokens = rearrange(mean, "b f c h w -> (b f h w) c").double()
-            count += len(tokens)
-            total, squares = total + tokens.sum(0), squares + tokens.square().sum(0)
-        if not count:
-            raise ValueError("measure_latents got 0 clips; it needs at least 1")
-        average = total / count
-        deviation = (squares / count - average.square()).clamp_min(1e-12).sqrt()
-        self.latent_mean.copy_(average)
-        # A channel that never moves would be blown up by its own rounding error.
-        self.latent_std.copy_(deviation.clamp_min(1e-3))
+        clips = (pixels.to(self.device, self.dtype) for pixels in batches)
+        means = (self._mean(self.encoder(rearrange(c, "b c f h w -> b f c h w"))) for c in clips)
+        mean, deviation = channel_statistics(
+            rearrange(m, "b f c h w -> (b f h w) c") for m in means
+        )
+        self.latent_mean.copy_(mean)
+        self.latent_std.copy_(deviation)
 
     def _mean(self, encoded: Tensor) -> Tensor:
         return _part(self.posterior_mean(_join(encoded)), encoded.shape[1])

@@ -14,7 +14,6 @@ frame, or one fewer; the action of frame t moves frame t to frame t + 1.
 Invariant: no file outside the given folder is opened.
 """
 
-import json
 import logging
 import re
 from collections.abc import Iterable
@@ -30,7 +29,7 @@ from ..core.errors import DataError, check_count, check_range
 from .clip_archive import load_clip_archive, save_clip_archive
 from .clip_video import SUFFIXES, nearest_in_time, read_video_clip
 from .clips import DEFAULT_FPS, ClipDataset, align_actions
-from .data import _SPLIT_FOLDERS, MAX_BAD_RATIO, _caption, _checked, _inside, _listed
+from .data import _SPLIT_FOLDERS, MAX_BAD_RATIO, _caption, _checked, _inside, _listed, json_lines
 from .images import read_image
 
 logger = logging.getLogger(__name__)
@@ -307,17 +306,7 @@ def _read_npy(file: Path) -> NDArray:
 
 def _read_jsonl(file: Path) -> NDArray:
     rows: list[Any] = []
-    try:
-        lines = file.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"{file}: cannot be read ({error})") from error
-    for number, line in enumerate(lines, 1):
-        if not line.strip():
-            continue
-        try:
-            row = json.loads(line)
-        except (ValueError, RecursionError) as error:
-            raise DataError(f"{file}, line {number}: not JSON ({error})") from error
+    for number, row in json_lines(file):
         parts = row if isinstance(row, list) else [row]
         if not parts or not all(type(part) in (int, float) for part in parts):
             raise DataError(f"{file}, line {number}: needed a number or a list of numbers")

@@ -19,11 +19,12 @@ from einops import einsum, rearrange
 from torch import Tensor
 
 from ..core.errors import UsageError
-from ..core.recipe import LearnsSpec, Recipe
+from ..core.recipe import LearnsSpec, Recipe, frames_per_block
+from ..core.rollout import run
 from ..core.sampling import item_generator
+from ..models.generate import Request, empty_values, start
 from ..models.generator import GenerativeModel
 from ..models.heads import CategoricalHead, PatchHead
-from ..models.live import LiveRollout
 from ..tokenizers.video_build import build_video_tokenizer
 from .clip_run import frame_psnr, stage_of_clips
 from .clip_stage import ClipTokens, encode_clips, latent_offsets, leading_actions
@@ -33,7 +34,7 @@ from .objective import Batch, ModelStage
 from .physics import physics_clips
 from .predictors import SMOOTHING, CodeTable, SlotGaussians
 from .predictors import Path as NoisePath
-from .run import build_model, train_config
+from .run import initial_model, train_config
 
 NUM_CLIPS, NUM_HELD_OUT = 512, 48
 NUM_FRAMES = 12
@@ -125,9 +126,7 @@ def clip_learning_check(
         clips, held_out, seed, num_frames=NUM_FRAMES, size=tokenizer.frame_size[0],
         pushes=recipe.condition.actions > 0,
     )  # fmt: skip
-    with torch.random.fork_rng(devices=[]):
-        torch.random.default_generator.manual_seed(seed)  # initial weights only
-        model = build_model(recipe, tokenizer)
+    model = initial_model(recipe, tokenizer, seed)
     settings: dict[str, Any] = {"seed": seed, "ema_decay": 0.0}
     settings |= {"precision": "fp32", "progress": False, "save_every": 10**6}
     config = train_config(recipe, steps, **settings)
@@ -329,6 +328,7 @@ def _losses(
 # -- rollouts ---------------------------------------------------------------------------------
 
 
+@torch.no_grad()
 def go_on(
     model: GenerativeModel,
     values: Tensor,
@@ -353,18 +353,21 @@ def go_on(
     Raises:
         UsageError: Numbers of frames that blocks do not fill.
     """
-    live = LiveRollout(model, prompts, [item_generator(seed, i) for i in range(len(prompts))])
-    size, given = live.frames_per_block, values.shape[1]
+    items, given, cells = values.shape[:3]
+    size = frames_per_block(model.recipe.layout.block) or 1
     if given % size or num_drawn % size:
         raise UsageError(f"{given} given and {num_drawn} drawn frames in blocks of {size}")
-    drawn = []
-    for first in range(0, given + num_drawn, size):
-        told = None if actions is None else actions[:, first : first + size]
-        if first < given:
-            live.observe(rearrange(values[:, first : first + size], "i f n c -> i (f n) c"), told)
-        else:
-            drawn.append(rearrange(live.step(told), "i (f n) c -> i f n c", f=size))
-    return torch.cat(drawn, 1)
+    canvas = empty_values(model, items, given + num_drawn)
+    canvas[:, : given * cells] = values.flatten(1, 2)
+    known = torch.zeros(canvas.shape[:2], dtype=torch.bool)
+    known[:, : given * cells] = True
+    generators = [item_generator(seed, i) for i in range(items)]
+    request = Request(
+        prompts, generators, values=canvas, is_known=known, frames=given + num_drawn,
+        actions=actions,
+    )  # fmt: skip
+    drawn, _ = run(start(model, request))
+    return drawn.unflatten(1, (given + num_drawn, cells))[:, given:]
 
 
 @torch.no_grad()

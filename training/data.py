@@ -6,7 +6,7 @@ training. Invariant: nothing is unpickled, and no file outside the given folder 
 
 import json
 import logging
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -248,19 +248,29 @@ def _texts(
     return legend[values].tolist()
 
 
-def _listed(folder: Path, metadata: Path) -> list[dict[str, Any]]:
-    rows = []
+def json_lines(file: Path) -> Iterator[tuple[int, Any]]:
+    """Yield the number (from 1) and the value of every line of a JSON-lines file; blank ones not.
+
+    Raises:
+        DataError: a file that cannot be read, or a line that is not JSON.
+    """
     try:
-        lines = metadata.read_text(encoding="utf-8").splitlines()
+        lines = file.read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"{metadata}: cannot be read ({error})") from error
+        raise DataError(f"{file}: cannot be read ({error})") from error
     for number, line in enumerate(lines, 1):
         if not line.strip():
             continue
         try:
             row = json.loads(line)
         except (ValueError, RecursionError) as error:
-            raise DataError(f"{metadata}, line {number}: not JSON ({error})") from error
+            raise DataError(f"{file}, line {number}: not JSON ({error})") from error
+        yield number, row
+
+
+def _listed(folder: Path, metadata: Path) -> list[dict[str, Any]]:
+    rows = []
+    for number, row in json_lines(metadata):
         if not isinstance(row, dict) or not isinstance(row.get("file_name"), str):
             raise DataError(f"{metadata}, line {number}: needs an object with 'file_name'")
         rows.append(row)

@@ -27,7 +27,7 @@ from .loop import Trainer
 from .objective import Batch, ModelStage
 from .predictors import CodeTable, SlotGaussians
 from .predictors import Path as NoisePath
-from .run import build_model, draw, train_config
+from .run import draw, initial_model, train_config
 from .shapes import nearest_prompts, shape_prompts, shapes
 
 EVAL_BATCH = 64
@@ -94,9 +94,7 @@ def learning_check(
     """
     tokenizer: Any = build_tokenizer(dict(recipe.tokenizer)).eval()
     data = shapes(seed=seed, size=tokenizer.config["image_size"])
-    with torch.random.fork_rng(devices=[]):
-        torch.random.default_generator.manual_seed(seed)  # initial weights only
-        model = build_model(recipe, tokenizer)
+    model = initial_model(recipe, tokenizer, seed)
     train = _stage(model, tokenizer, data.only("train"))
     held_out = data.only("held_out")
     settings: dict[str, Any] = {"seed": seed, "ema_decay": 0.0, "optimizer": "adamw"}

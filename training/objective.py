@@ -231,9 +231,9 @@ class ModelStage:
         is_masked = torch.zeros(clean.shape[:2], dtype=torch.bool, device=clean.device)
         is_masked[:, noisy] = hidden.to(clean.device)
         if spec.context:
-            context = (layout.copy == Copy.CLEAN).nonzero()[:, 0]
+            is_context = layout.copy == Copy.CLEAN
             clean = clean.clone()
-            clean[:, context] = swap_tokens(clean[:, context], spec.context, generator)
+            clean[:, is_context] = swap_tokens(clean[:, is_context], spec.context, generator)
         target = values[:, layout.source[noisy]]
         level = is_masked.float()
         return Batch(clean, is_masked, level, noisy, target, weight.to(clean.device))
@@ -255,8 +255,8 @@ class ModelStage:
         rows = clean.clone()
         rows[:, noisy] = mixed
         if spec.context:
-            context = (layout.copy == Copy.CLEAN).nonzero()[:, 0]
-            rows[:, context] = self._damaged(clean[:, context], spec.context, generator)
+            is_context = layout.copy == Copy.CLEAN
+            rows[:, is_context] = self._damaged(clean[:, is_context], spec.context, generator)
         level = torch.zeros(clean.shape[:2], device=clean.device, dtype=clean.dtype)
         level[:, noisy] = per_row
         weight = torch.ones(batch, len(noisy), device=clean.device)

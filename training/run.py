@@ -228,9 +228,7 @@ def _train_model(
     progress: bool,
     medium: Medium,
 ) -> dict[str, Any]:
-    with torch.random.fork_rng(devices=[]):
-        torch.random.default_generator.manual_seed(recipe.train.seed)  # initial weights only
-        model = build_model(recipe, tokenizer)
+    model = initial_model(recipe, tokenizer, recipe.train.seed)
     if recipe.train.init_from is not None:
         start_from(model, Path(recipe.train.init_from))
     stage = medium.stage(model, tokenizer, dataset, out / "cache")
@@ -259,6 +257,13 @@ def build_model(recipe: Recipe, tokenizer: Any) -> GenerativeModel:
         codebook_size=tokenizer.codebook_size,
         latent_channels=tokenizer.latent_channels,
     )
+
+
+def initial_model(recipe: Recipe, tokenizer: Any, seed: int) -> GenerativeModel:
+    """Build the untrained model whose weights a seed gives, leaving the global generator alone."""
+    with torch.random.fork_rng(devices=[]):
+        torch.random.default_generator.manual_seed(seed)
+        return build_model(recipe, tokenizer)
 
 
 def start_from(model: GenerativeModel, folder: Path) -> None:

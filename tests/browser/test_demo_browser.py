@@ -9,7 +9,6 @@ import os
 import re
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -92,11 +91,9 @@ def row_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def address(row_model: Path) -> Iterator[str]:
+def address(row_model: Path, free_port: Callable[[], int]) -> Iterator[str]:
     """The demo in a process of its own, started as a person would."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     command = [sys.executable, "-m", "blockloom", "demo", "--port", str(port)]
     server = subprocess.Popen([*command, "--model", str(row_model)])
     url = f"http://127.0.0.1:{port}/"

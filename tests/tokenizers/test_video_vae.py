@@ -181,12 +181,15 @@ def test_state_bytes_are_foretold(temporal_stride, batch):
 
 @torch.no_grad()
 def test_incomplete_steps_wait():
-    tokenizer = make(temporal_stride=4)
-    latents, state = tokenizer.encode_chunk(clip(4))
+    tokenizer, whole = make(temporal_stride=4), clip(5)
+    latents, state = tokenizer.encode_chunk(whole[:, :, :4])
     assert latents.shape == (1, 1, 6, 3)
     assert state.waiting.shape[2] == 3 and state.steps == 1
-    nothing, later = tokenizer.encode_chunk(clip(4)[:, :, :0], state)
+    nothing, later = tokenizer.encode_chunk(whole[:, :, :0], state)
     assert nothing.shape == (1, 0, 6, 3) and later.waiting.shape[2] == 3
+    rest, done = tokenizer.encode_chunk(whole[:, :, 4:], later)
+    assert torch.equal(torch.cat((latents, rest), 1), tokenizer.encode(whole))
+    assert done.steps == 2 and done.waiting.shape[2] == 0
 
 
 @pytest.mark.parametrize(
@@ -256,6 +259,11 @@ def test_spatial_strides(spatial_stride):
         latents = tokenizer.encode(clip(3, size=(16, 32)))
         assert latents.shape[1:3] == (2, 512 // spatial_stride**2)
         assert tokenizer.decode(latents).shape == (1, 3, 3, 16, 32)
+        # Later frames are coded apart from earlier ones, at every stride.
+        other = clip(3, size=(16, 32)).clone()
+        other[:, :, 1:] *= -1
+        again = tokenizer.encode(other)
+    assert torch.equal(again[:, 0], latents[:, 0]) and not torch.equal(again[:, 1], latents[:, 1])
 
 
 @pytest.mark.parametrize("kind", ["video_kl", "video_sigma"])

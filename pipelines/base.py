@@ -1,0 +1,77 @@
+"""What every pipeline is: a tokenizer and a model of its tokens, loaded only from safe files.
+
+It knows neither pictures nor worlds.
+"""
+
+from typing import Any, ClassVar, Self
+
+import torch
+from diffusers import DiffusionPipeline
+
+from ..core.errors import ModelError
+from ..models.generator import GenerativeModel
+
+# diffusers loads a component only from a module that is already imported.
+from ..tokenizers import video_build as _tokenizer_classes  # noqa: F401
+from .guard import check_configs
+from .params import model_folder
+
+
+class TokenPipeline(DiffusionPipeline):
+    """A tokenizer and a generative model that was trained on its tokens."""
+
+    model_cpu_offload_seq: ClassVar[str] = "model->tokenizer"
+
+    def __init__(self, tokenizer: Any, model: GenerativeModel) -> None:
+        """Join a tokenizer and a model that was trained on its tokens.
+
+        Args:
+            tokenizer: A tokenizer.
+            model: The generative model.
+
+        Raises:
+            ModelError: their grids or token kinds differ.
+        """
+        super().__init__()
+        grid = (model.config.height, model.config.width)
+        if tuple(tokenizer.grid) != grid or bool(tokenizer.codebook_size) != bool(
+            model.config.codebook_size
+        ):
+            raise ModelError(
+                f"tokenizer grid {tuple(tokenizer.grid)} ({tokenizer.value}s) does not fit a model "
+                f"of grid {grid}; load the tokenizer the model was trained with"
+            )
+        self.register_modules(tokenizer=tokenizer, model=model)
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: Any, **kwargs: Any) -> Self:
+        """Load a bundled model by name, or a folder written by `save_pretrained` or `train`.
+
+        Args:
+            pretrained_model_name_or_path: "blockloom/emoji", or a folder.
+            **kwargs: Passed to diffusers (`dtype`, ...).
+
+        Raises:
+            ModelError: no such model, or a folder that holds anything but safetensors weights.
+        """
+        folder = model_folder(str(pretrained_model_name_or_path))
+        check_configs(folder)
+        kwargs.setdefault("local_files_only", True)
+        kwargs["use_safetensors"] = True
+        # Weights are stored in half precision; computing in it on a CPU is slow and inexact.
+        kwargs.setdefault("dtype", torch.float32)
+        pipe = super().from_pretrained(folder, **kwargs)
+        for part in (pipe.model, pipe.tokenizer):
+            own_memory(part).eval()
+        return pipe
+
+
+def own_memory(module: torch.nn.Module) -> torch.nn.Module:
+    """Move weights out of the memory-mapped file, in place.
+
+    Mapped tensors start at any byte, and kernels that prefer aligned memory then differ in the
+    last bits from the same weights elsewhere.
+    """
+    for tensor in (*module.parameters(), *module.buffers()):
+        tensor.data = tensor.data.clone()
+    return module
