@@ -26,9 +26,9 @@ predictor that knows positions only, fitted on the training pictures. Videos
 (`training/physics.py`): balls that fly, bounce, collide and are pushed, 8x8 or 12x12 pixels;
 measured on clips whose scene and colours do not occur together in training, against a predictor
 that also knows the frame before. *Drawn* goes on from given frames, in decibels (more is better)
-against the true ones, beside keeping the last given frame or the mean of the given ones. All with one thread: another
-number rounds differently and a run of seconds amplifies it (with two, `video/teacher_forcing` came
-to 0.199 and 18.8 dB, below the kept last frame).
+against the true ones, beside keeping the last given frame or the mean of the given ones. All with
+one thread: another number rounds differently and a run of seconds amplifies it (with two,
+`video/teacher_forcing` came to 0.199 and 18.8 dB, below the kept last frame).
 """
 
 
