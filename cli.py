@@ -13,6 +13,8 @@ import io
 import os
 import signal
 import sys
+import threading
+from _thread import interrupt_main
 from collections.abc import Sequence
 from importlib import import_module
 from types import FrameType
@@ -32,8 +34,10 @@ class _Signals:
     def __init__(self) -> None:
         self.received: int | None = None
         self._previous: dict[int, Any] = {}
+        self._report: Any = None
 
     def __enter__(self) -> "_Signals":
+        self._report, sys.unraisablehook = sys.unraisablehook, self._again
         with contextlib.suppress(ValueError):  # not the main thread: the host owns the signals
             for signum in (signal.SIGINT, signal.SIGTERM):
                 self._previous[signum] = signal.signal(signum, self._stop)
@@ -42,6 +46,16 @@ class _Signals:
     def __exit__(self, *_: object) -> None:
         for signum, handler in self._previous.items():
             signal.signal(signum, handler)
+        sys.unraisablehook = self._report
+
+    def _again(self, ignored: Any) -> None:
+        """Send the signal once more when it fell into code that cannot raise, as finalisers."""
+        if self.received is None or ignored.exc_type not in (KeyboardInterrupt, _Terminated):
+            self._report(ignored)
+            return
+        timer = threading.Timer(0.01, interrupt_main, (self.received,))
+        timer.daemon = True
+        timer.start()
 
     def _stop(self, signum: int, frame: FrameType | None) -> NoReturn:
         self.received = signum

@@ -98,6 +98,7 @@ class BackboneSpec(_Section):
 class CorruptionSpec(_Section):
     """What training does to the tokens, and which rows carry the loss.
 
+    `level` says how noise levels are drawn and `level_shift` moves them: above 1 towards noise.
     `context` > 0 also damages the clean copy (what later blocks look back on), without telling the
     model: up to that share of an item's tokens is swapped for another item's (tokens), or noise up
     to that level is added (latents). A model trained so leans on the prompt and forgives its own
@@ -112,6 +113,7 @@ class CorruptionSpec(_Section):
     weight: Literal["none", "inverse_ratio", "ardm", "segment"] = "none"
     label_smoothing: float = Field(0.0, ge=0.0, lt=1.0)
     level: Literal["uniform", "logit_normal"] = "uniform"
+    level_shift: float = Field(1.0, gt=0.0, le=100.0)
     context: float = Field(0.0, ge=0.0, le=1.0)
 
 

@@ -247,7 +247,8 @@ class ModelStage:
         batch, block = len(values), layout.block[noisy]
         columns = plan.num_blocks if spec.per == "block" else 1
         kind = "ddpm" if spec.kind == "ddpm" else spec.level
-        levels = noise_levels(kind, (batch, columns), generator).to(clean)
+        shift = 1.0 if kind == "ddpm" else spec.level_shift
+        levels = noise_levels(kind, (batch, columns), generator, shift=shift).to(clean)
         per_row = levels[:, block.clamp_max(columns - 1)]
         target = values[:, layout.source[noisy]]
         noise = torch.randn(target.shape, generator=generator).to(clean)
