@@ -1,6 +1,6 @@
 """The page of the demo: `blockloom demo`, `blockloom-demo` or `python app.py`.
 
-It lays out two tabs and connects them; what a click does stands in `demo/`. Every visitor's
+It lays out the tabs and connects them; what a click does stands in `demo/`. Every visitor's
 pictures and stop flag live in their own session; models are loaded once and only read.
 """
 
@@ -27,10 +27,11 @@ from starlette.routing import Route
 
 from blockloom import __version__, cli
 from blockloom.commands.demo import is_local
-from blockloom.demo import handlers, inside, look, views, wishes
+from blockloom.demo import handlers, inside, look, views, wishes, world_page, world_routes
 from blockloom.demo.gate import Doors, Gate
 from blockloom.demo.session import Session
 from blockloom.demo.shelf import Shelf
+from blockloom.demo.worlds import Worlds
 
 MAX_WAITING = 32
 TURN = {"concurrency_id": "gpu", "concurrency_limit": 1}
@@ -47,7 +48,7 @@ def build(shelf: Shelf) -> gr.Blocks:
     Args:
         shelf: Models on offer; may be empty.
     """
-    does = handlers.Handlers(shelf)
+    does, worlds = handlers.Handlers(shelf), Worlds(shelf)
     with gr.Blocks(title="Blockloom", analytics_enabled=False, delete_cache=(600, 3600)) as page:
         gr.HTML(
             "<h1>Blockloom</h1><p>Type a few words and watch a small model draw them, "
@@ -58,9 +59,12 @@ def build(shelf: Shelf) -> gr.Blocks:
             if not shelf.names:
                 gr.HTML(views.notice(NO_MODEL), elem_id="bl-no-model")
             _image_tab(does, shelf)
+        with gr.Tab("World", id="world"):
+            _world_tab(worlds)
         with gr.Tab("Look inside", id="inside"):
             _inside_tab(does, page)
     page.queue(max_size=MAX_WAITING, default_concurrency_limit=4, api_open=False)
+    page.worlds = worlds
     return page
 
 
@@ -168,6 +172,18 @@ def _connect(does: handlers.Handlers, session: gr.State, box: SimpleNamespace) -
     box.gallery.select(does.choose, session, [box.download, box.chosen, box.redraw], **hidden)
 
 
+def _world_tab(worlds: Worlds) -> None:
+    """Lay out the worlds one steers; the script asks for frames past the queue."""
+    offers = worlds.offers()
+    if offers:
+        gr.HTML(
+            world_page.markup(offers), js_on_load=world_page.SCRIPT, apply_default_css=False,
+            elem_id="bl-world",
+        )  # fmt: skip
+    else:
+        gr.HTML(views.notice(world_page.NO_WORLD), elem_id="bl-no-world")
+
+
 def _inside_tab(does: handlers.Handlers, page: gr.Blocks) -> None:
     names = inside.recipes()
     with gr.Row():
@@ -218,7 +234,7 @@ def server_settings(page: gr.Blocks, *, listen: str) -> dict[str, Any]:
         listen: Address; on one of this machine's own, requests must name this machine, or a
             foreign name that resolves here (DNS rebinding) would make its page ours.
     """
-    guards = [Middleware(Gate, doors=doors(page))]
+    guards = [Middleware(Gate, doors=doors(page), large=world_routes.LARGE)]
     if is_local(listen):
         names = sorted({"localhost", "127.0.0.1", "::1", "[::1]", listen})
         guards.insert(0, Middleware(TrustedHostMiddleware, allowed_hosts=names, www_redirect=False))
@@ -229,7 +245,8 @@ def server_settings(page: gr.Blocks, *, listen: str) -> dict[str, Any]:
             {"status": "ok", "version": __version__, "waiting": waiting, "limit": MAX_WAITING}
         )
 
-    return {"middleware": guards, "routes": [Route("/healthz", health)]}
+    played = world_routes.WorldRoutes(page.worlds).routes()
+    return {"middleware": guards, "routes": [Route("/healthz", health), *played]}
 
 
 def launch_settings(shelf: Shelf, *, listen: str, port: int, auth: Any) -> dict[str, Any]:
@@ -250,7 +267,7 @@ def launch_settings(shelf: Shelf, *, listen: str, port: int, auth: Any) -> dict[
         "blocked_paths": [str(p) for p in private if not temporary.is_relative_to(p)],
         "state_session_capacity": 200, "strict_cors": True, "run_history": False,
         "enable_monitoring": False, "mcp_server": False, "pwa": False, "ssr_mode": False,
-        "footer_links": [], "theme": look.theme(), "css": look.CSS, "quiet": True,
+        "footer_links": [], "theme": look.theme(), "css": look.CSS + world_page.CSS, "quiet": True,
     }  # fmt: skip
 
 

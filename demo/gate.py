@@ -88,16 +88,19 @@ class Gate:
     """ASGI middleware; one per server."""
 
     def __init__(
-        self, app: ASGIApp, doors: Doors | None = None, patience: Patience | None = None
-    ) -> None:
+        self, app: ASGIApp, doors: Doors | None = None, patience: Patience | None = None,
+        large: Mapping[str, int] | None = None,
+    ) -> None:  # fmt: skip
         """Stand in front of an app.
 
         Args:
             app: The page's server.
             doors: Its functions; None lets every function number pass.
             patience: Delays of logins.
+            large: Addresses with files for bodies, and how many bytes these may have; the gate
+                counts them as they pass and keeps none.
         """
-        self._app, self._doors = app, doors
+        self._app, self._doors, self._large = app, doors, large or {}
         self._patience = patience or Patience()
         self._jobs: OrderedDict[str, str] = OrderedDict()
 
@@ -136,8 +139,9 @@ class Gate:
         headers, path = Headers(scope=scope), scope["path"]
         if is_foreign(headers):
             raise _Refused(403, "this page answers only its own origin")
-        if _number(headers.get("content-length")) > MAX_BODY:
-            raise _Refused(413, f"too large; allowed {MAX_BODY} bytes")
+        limit = self._large.get(path, MAX_BODY)
+        if _number(headers.get("content-length")) > limit:
+            raise _Refused(413, f"too large; allowed {limit} bytes")
         if path.startswith(_CLOSED):
             raise _Refused(403, "this page takes no files and has no such door")
         cookie = Request(scope).cookies.get(COOKIE, "")
@@ -146,7 +150,9 @@ class Gate:
             send = _giving_cookie(send)
         scope = _scoped_address(scope, visitor)
         self._check_job(_JOB.fullmatch(path), visitor)
-        if scope["method"] in ("POST", "PUT", "PATCH", "DELETE"):
+        if path in self._large:
+            await self._app(scope, _counted(receive, limit), send)
+        elif scope["method"] in ("POST", "PUT", "PATCH", "DELETE"):
             await self._post(scope, receive, send, visitor)
         else:
             await self._app(scope, receive, send)
@@ -268,6 +274,21 @@ async def _read(scope: Scope, receive: Receive) -> bytes:
         if len(body) > MAX_BODY:
             raise _Refused(413, f"too large; allowed {MAX_BODY} bytes")
     return bytes(body)
+
+
+def _counted(receive: Receive, limit: int) -> Receive:
+    """Pass a body on piece by piece, up to a number of bytes."""
+    total = 0
+
+    async def receiving() -> Message:
+        nonlocal total
+        message = await receive()
+        total += len(message.get("body", b""))
+        if total > limit:
+            raise _Refused(413, f"too large; allowed {limit} bytes")
+        return message
+
+    return receiving
 
 
 def _again(body: bytes, receive: Receive) -> Receive:

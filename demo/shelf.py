@@ -5,6 +5,7 @@ What it does not know: who asks. Loaded pipelines are only read; the queue lets 
 
 import threading
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from ..commands import models
@@ -28,33 +29,47 @@ class Shelf:
         """
         choices = [models.choose(name, None) for name in (*named, *bundled_models())]
         self._choices = {choice.name: choice for choice in choices}
+        self._abilities = {choice.name: abilities(choice.folder) for choice in choices}
         self._loaded: dict[str, Any] = {}
         self._lock = threading.Lock()
 
     @property
     def names(self) -> list[str]:
-        """Names of the models, the default first."""
-        return list(self._choices)
+        """Names of the models that draw pictures, the default first."""
+        return self.names_of("image")
+
+    def names_of(self, ability: str) -> list[str]:
+        """List the models that can do one thing, in the order of the shelf.
+
+        Args:
+            ability: image, video or world.
+        """
+        return [name for name, has in self._abilities.items() if ability in has]
 
     @property
     def folders(self) -> list[str]:
         """Where the models lie; the web server must not serve these."""
         return [str(choice.folder.resolve()) for choice in self._choices.values()]
 
-    def choice(self, name: Any) -> models.Choice:
+    def choice(self, name: Any, ability: str = "image") -> models.Choice:
         """Look up a model by name; a path from a browser is no name.
+
+        Args:
+            name: What the browser sent.
+            ability: What the model must be able to do: image, video or world.
 
         Raises:
             ModelError: No such model.
         """
-        if not self._choices:
+        names = self.names_of(ability)
+        if not names:
             raise ModelError(
                 explain("no model is installed", hint="blockloom train, then demo --model FOLDER")
             )
-        if not isinstance(name, str) or name not in self._choices:
-            close = nearest(str(name), self.names)
+        if not isinstance(name, str) or name not in names:
+            close = nearest(str(name), names)
             raise ModelError(
-                explain("no such model", got=str(name), allowed=", ".join(self.names), hint=close)
+                explain("no such model", got=str(name), allowed=", ".join(names), hint=close)
             )
         return self._choices[name]
 
@@ -70,15 +85,47 @@ class Shelf:
         schedule = recipe.get("schedule", {}) if isinstance(recipe, dict) else {}
         return int(schedule.get("steps", 8)), float(schedule.get("guidance_scale", 1.0))
 
-    def pipe(self, name: Any) -> Any:
+    def pipe(self, name: Any, ability: str = "image") -> Any:
         """Return the pipeline, loading it the first time.
+
+        Args:
+            name: What the browser sent.
+            ability: As in `choice`.
 
         Raises:
             ModelError: No such model, or its files are damaged.
         """
-        choice = self.choice(name)
+        choice = self.choice(name, ability)
         with self._lock:
             if choice.name not in self._loaded:
                 device = models.pick_device("auto")
                 self._loaded[choice.name] = models.open_model(choice, device)
             return self._loaded[choice.name]
+
+
+def abilities(folder: Path) -> frozenset[str]:
+    """Tell from its small files what a model can do.
+
+    Args:
+        folder: A saved pipeline.
+
+    Returns:
+        Of image, video and world; a world is a video that takes actions.
+    """
+    recipe = _recipe(folder)
+    if recipe.get("modality", "image") != "video":
+        return frozenset({"image"})
+    return frozenset({"video", "world"} if num_actions(folder) else {"video"})
+
+
+def num_actions(folder: Path) -> int:
+    """Return how many numbers an action of a saved world is made of; 0 for what takes none."""
+    condition = _recipe(folder).get("condition")
+    count = condition.get("actions", 0) if isinstance(condition, dict) else 0
+    return count if isinstance(count, int) else 0
+
+
+def _recipe(folder: Path) -> dict[str, Any]:
+    path = folder / "model" / "config.json"
+    recipe = read_json(path, "model/config.json").get("recipe") if path.is_file() else None
+    return recipe if isinstance(recipe, dict) else {}

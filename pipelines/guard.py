@@ -9,6 +9,7 @@ of the folder, reads no JSON file over 4 MiB, and imports no module but this pac
 
 import json
 import struct
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,9 @@ from ..core.messages import explain
 MAX_JSON_BYTES = 4 * 2**20
 MAX_HEADER_BYTES = 16 * 2**20
 MAX_SETTING = 2**20  # beyond any real size; refused before a tensor of that size is allocated
+STARTS = "starts.npz"
+"""First frames of a world, beside `model_index.json`; the one archive a folder may hold."""
+MAX_STARTS_BYTES = 512 * 2**20
 _PICKLED = {".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle", ".npy", ".npz"}
 _OUR_ROOMS = ("tokenizers", "models")
 _DIFFUSERS_KEYS = {"_class_name", "_diffusers_version", "_name_or_path", "_use_default_values"}
@@ -38,7 +42,9 @@ def check_folder(folder: Path) -> None:
         if not path.resolve().is_relative_to(root):
             raise ModelError(explain(f"{name} is a link out of the model folder"))
         suffix = path.suffix.lower()
-        if suffix in _PICKLED:
+        if name == STARTS:
+            check_starts(path)
+        elif suffix in _PICKLED:
             raise ModelError(
                 explain(
                     f"{name} is a pickle and can run code when opened",
@@ -46,13 +52,33 @@ def check_folder(folder: Path) -> None:
                     hint="convert it: save the model again with safe_serialization=True",
                 )
             )
-        if path.name.endswith(".index.json"):
+        elif path.name.endswith(".index.json"):
             _check_shards(path, name)
         elif suffix == ".json":
             read_json(path, name)
         elif suffix == ".safetensors":
             _check_header(path, name)
     _check_index(read_json(folder / "model_index.json", "model_index.json"))
+
+
+def check_starts(path: Path) -> None:
+    """Refuse an archive of first frames with more than its two arrays, or that is too large.
+
+    Args:
+        path: The archive; it is opened without pickles later.
+
+    Raises:
+        ModelError: No archive, other members, or over 512 MiB unpacked.
+    """
+    try:
+        with zipfile.ZipFile(path) as archive:
+            members = archive.infolist()
+    except (OSError, zipfile.BadZipFile, ValueError) as error:
+        raise ModelError(explain(f"{path.name} is no archive of arrays")) from error
+    if sorted(member.filename for member in members) != ["actions.npy", "frames.npy"]:
+        raise ModelError(explain(f"{path.name} is not made of the arrays frames and actions"))
+    if sum(member.file_size for member in members) > MAX_STARTS_BYTES:
+        raise ModelError(explain(f"{path.name} unpacks to over {MAX_STARTS_BYTES} bytes"))
 
 
 def read_json(path: Path, name: str) -> dict[str, Any]:

@@ -102,6 +102,52 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.fixture(scope="session")
+def tiny_world(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a saved world of real classes: 16 x 16 pixels, three numbers per action, two starts.
+
+    Untrained, with large weights, so that frames change all the time and with every action.
+    """
+    import json
+
+    import numpy as np
+    import torch
+
+    from blockloom.core.recipe import load_recipe
+    from blockloom.models.generator import GenerativeModel
+    from blockloom.pipelines.world import WorldPipeline
+    from blockloom.tokenizers.video_build import build_video_tokenizer
+
+    recipe = load_recipe(
+        "image/acdit",
+        ["modality=video", "layout.kind=frames", "layout.block=frame", "layout.frames=6",
+         "cache.window=3", "condition.actions=3", "backbone.dim=32", "backbone.layers=1",
+         "backbone.heads=2", "text.dim=16", "text.buckets=32", "text.words=3", "schedule.steps=2",
+         "corruption.kind=flow", "head.objective=velocity", "schedule.update=euler"],
+    )  # fmt: skip
+    image = {"kind": "patch", "image_size": 16, "patch": 8}
+    tokenizer = build_video_tokenizer({"kind": "frames", "image": image}).eval()
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = GenerativeModel(
+            recipe.model_dump(mode="json"), *tokenizer.grid,  # type: ignore[misc]
+            latent_channels=tokenizer.latent_channels,
+        )  # fmt: skip
+        for parameter in model.parameters():
+            torch.nn.init.normal_(parameter, std=0.2)
+    folder = tmp_path_factory.mktemp("worlds") / "tiny-world"
+    WorldPipeline(tokenizer, model.eval()).save_pretrained(folder)
+    rng = np.random.default_rng(0)
+    frames = rng.integers(0, 256, (2, 4, 16, 16, 3), dtype=np.uint8)
+    actions = np.zeros((2, 4, 3), dtype=np.float32)
+    np.savez_compressed(folder / "starts.npz", frames=frames, actions=actions)
+    keys = {"ArrowLeft": [-1, 0, 0], "ArrowRight": [1, 0, 0], "ArrowUp": [0, 0.3, 0],
+            "ArrowDown": [0, 0, 0.8]}  # fmt: skip
+    told = {"controls": keys, "idle": [0, 0, 0], "fps": 12.5, "title": "Tiny world"}
+    (folder / "world.json").write_text(json.dumps(told))
+    return folder
+
+
 class TinyModels:
     """Every recipe at a size that runs in milliseconds: 4 x 4 tokens, 7 codes or 5 channels.
 
