@@ -15,6 +15,7 @@ _HOME = {
     "Recipe": "core.recipe",
     "KVCache": "core.cache",
     "ImagePipeline": "pipelines.image",
+    "VideoPipeline": "pipelines.video",
     "WorldPipeline": "pipelines.world",
     "AutoPipeline": "pipelines.auto",
 }

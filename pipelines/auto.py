@@ -1,9 +1,11 @@
 """Pick the pipeline class that a saved model names."""
 
 import json
+from pathlib import Path
 from typing import Any
 
 from ..core.errors import ModelError
+from .guard import read_json
 from .params import model_folder
 
 
@@ -15,7 +17,7 @@ class AutoPipeline:
 
     @staticmethod
     def from_pretrained(name: str, **kwargs: Any) -> Any:
-        """Load a pipeline.
+        """Load a pipeline; video models that take actions are worlds.
 
         Args:
             name: Bundled name or folder.
@@ -25,9 +27,14 @@ class AutoPipeline:
             ModelError: no such model, or its index names no pipeline of this package.
         """
         from .image import ImagePipeline
+        from .video import VideoPipeline
         from .world import WorldPipeline
 
-        classes: dict[str, Any] = {"ImagePipeline": ImagePipeline, "WorldPipeline": WorldPipeline}
+        classes: dict[str, Any] = {
+            "ImagePipeline": ImagePipeline,
+            "VideoPipeline": VideoPipeline,
+            "WorldPipeline": WorldPipeline,
+        }
         folder = model_folder(name)
         try:
             index = json.loads((folder / "model_index.json").read_bytes())
@@ -41,4 +48,22 @@ class AutoPipeline:
                 f"model_index.json names {kind!r}; allowed {', '.join(classes)}; "
                 "try a folder written by blockloom train"
             )
+        if kind != "ImagePipeline":  # the model says whether it can be steered
+            kind = "WorldPipeline" if num_actions(folder) else "VideoPipeline"
         return classes[kind].from_pretrained(name, **kwargs)
+
+
+def num_actions(folder: Path) -> int:
+    """Read how many numbers an action of a saved model is made of; 0 = it takes none.
+
+    Args:
+        folder: A pipeline folder.
+
+    Raises:
+        ModelError: the model's configuration cannot be read.
+    """
+    path = folder / "model" / "config.json"
+    recipe = read_json(path, "model/config.json").get("recipe") if path.is_file() else None
+    condition = recipe.get("condition") if isinstance(recipe, dict) else None
+    count = condition.get("actions", 0) if isinstance(condition, dict) else 0
+    return count if isinstance(count, int) else 0

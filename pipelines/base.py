@@ -8,13 +8,17 @@ from typing import Any, ClassVar, Self
 import torch
 from diffusers import DiffusionPipeline
 
-from ..core.errors import ModelError
+from ..core.errors import ModelError, UsageError, describe
+from ..core.sampling import item_generator
 from ..models.generator import GenerativeModel
 
 # diffusers loads a component only from a module that is already imported.
 from ..tokenizers import video_build as _tokenizer_classes  # noqa: F401
 from .guard import check_configs
 from .params import model_folder
+
+MAX_PROMPT = 100_000
+"""Characters of a prompt."""
 
 
 class TokenPipeline(DiffusionPipeline):
@@ -75,3 +79,34 @@ def own_memory(module: torch.nn.Module) -> torch.nn.Module:
     for tensor in (*module.parameters(), *module.buffers()):
         tensor.data = tensor.data.clone()
     return module
+
+
+def item_generators(generator: Any, seed: int | None, items: int) -> list[torch.Generator]:
+    """Return one CPU generator per item: the given ones, or item k of the seed.
+
+    Args:
+        generator: One for all items, one per item, or None.
+        seed: Used when no generator is given; None = a random one.
+        items: How many.
+
+    Raises:
+        UsageError: another number of generators, or one that is not on the CPU.
+    """
+    if generator is None:
+        base = int(torch.seed()) if seed is None else seed
+        return [item_generator(base, k) for k in range(items)]
+    if isinstance(generator, torch.Generator):
+        # One generator for several items: it seeds one stream per item, in order.
+        if items == 1:
+            return [_cpu(generator)]
+        draws = torch.randint(2**62, (items,), generator=_cpu(generator)).tolist()
+        return [item_generator(s, 0) for s in draws]
+    if len(generator) != items:
+        raise UsageError(describe("number of generators", len(generator), str(items)))
+    return [_cpu(g) for g in generator]
+
+
+def _cpu(generator: torch.Generator) -> torch.Generator:
+    if generator.device.type != "cpu":
+        raise UsageError(describe("generator device", generator.device, "cpu", "cpu"))
+    return generator

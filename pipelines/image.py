@@ -17,12 +17,10 @@ from torch import Tensor
 
 from ..core.errors import UsageError, check_one_of, describe
 from ..core.rollout import Event
-from ..core.sampling import item_generator
 from ..models.generate import Request, empty_values, picture_values, start
 from ..models.generator import GenerativeModel
-from .base import TokenPipeline
+from .base import MAX_PROMPT, TokenPipeline, item_generators
 
-MAX_PROMPT = 100_000
 MAX_IMAGES = 256
 OUTPUT_TYPES = ("pil", "np", "pt", "latent")
 _CALLBACK_TENSORS = ("latents", "is_known")
@@ -108,21 +106,6 @@ class ImagePipeline(TokenPipeline):
                 raise UsageError(describe("prompt item", type(item).__name__, "text"))
         return list(prompts)
 
-    def _generators(self, generator: Any, seed: int | None, items: int) -> list[torch.Generator]:
-        """One CPU generator per item: given ones, or item k of the seed."""
-        if generator is None:
-            base = int(torch.seed()) if seed is None else seed
-            return [item_generator(base, k) for k in range(items)]
-        if isinstance(generator, torch.Generator):
-            # One generator for several items: it seeds one stream per item, in order.
-            if items == 1:
-                return [_cpu(generator)]
-            draws = torch.randint(2**62, (items,), generator=_cpu(generator)).tolist()
-            return [item_generator(s, 0) for s in draws]
-        if len(generator) != items:
-            raise UsageError(describe("number of generators", len(generator), str(items)))
-        return [_cpu(g) for g in generator]
-
     def _given(
         self, image: Any, keep: Any, latents: Tensor | None, items: int
     ) -> tuple[Tensor | None, Tensor | None]:
@@ -179,7 +162,7 @@ class ImagePipeline(TokenPipeline):
         values, known = self._given(given["image"], given["keep"], given["latents"], items)
         return Request(
             prompts,
-            self._generators(given["generator"], given["seed"], items),
+            item_generators(given["generator"], given["seed"], items),
             negative_prompts=negative,
             num_steps=given["num_inference_steps"],
             guidance_scale=given["guidance_scale"],
@@ -366,12 +349,6 @@ def _shown(event: Event) -> Tensor:
         known = known.clone()
         known[:, event.data["sources"]] = True
     return known
-
-
-def _cpu(generator: torch.Generator) -> torch.Generator:
-    if generator.device.type != "cpu":
-        raise UsageError(describe("generator device", generator.device, "cpu", "cpu"))
-    return generator
 
 
 def _check_returned(returned: Any) -> None:

@@ -23,6 +23,7 @@ from ..models.generate import Request, picture_values, start
 from ..models.generator import GenerativeModel
 from ..tokenizers.build import build_tokenizer, load_tokenizer
 from ..tokenizers.video_build import build_video_tokenizer, load_video_tokenizer
+from .clip_evaluation import ClipSettings, evaluate_clips
 from .clip_run import clip_model_stage, load_clip_data, train_clip_tokenizer
 from .clip_stage import remembered
 from .data import ImageDataset, load_images
@@ -33,8 +34,8 @@ from .selfcheck import mask_self_check
 from .tokenizer_stage import mean_psnr, save_half, train_tokenizer
 
 logger = logging.getLogger(__name__)
-PIPELINES = {"image": "ImagePipeline", "video": "WorldPipeline"}
-"""Class that plays a saved model, by modality."""
+PIPELINES = {"image": "ImagePipeline", "video": "VideoPipeline", "world": "WorldPipeline"}
+"""Class that runs a saved model: by modality, and "world" for videos that are steered."""
 
 STAGES = ("tokenizer", "model", "all")
 
@@ -303,12 +304,12 @@ def encoded(tokenizer: Any, items: ImageDataset, cache: Path, batch_size: int = 
 
 
 def save_pipeline(folder: Path, model: GenerativeModel, tokenizer: Any) -> None:
-    """Write a folder that `ImagePipeline.from_pretrained` loads: fp16 weights, index, recipe."""
+    """Write a folder that `AutoPipeline.from_pretrained` loads: fp16 weights, index, recipe."""
     save_half(model, folder / "model")
     save_half(tokenizer, folder / "tokenizer")
     package = __package__.split(".")[0]
     index = {
-        "_class_name": PIPELINES[model.recipe.modality],
+        "_class_name": PIPELINES[_pipeline_kind(model.recipe)],
         "tokenizer": [type(tokenizer).__module__, type(tokenizer).__name__],
         "model": [f"{package}.models.generator", "GenerativeModel"],
     }
@@ -317,6 +318,10 @@ def save_pipeline(folder: Path, model: GenerativeModel, tokenizer: Any) -> None:
         partial = folder / f"{name}.part"
         partial.write_text(text + "\n")
         os.replace(partial, folder / name)
+
+
+def _pipeline_kind(recipe: Recipe) -> str:
+    return "world" if recipe.condition.actions else recipe.modality
 
 
 def load_pipeline_parts(folder: Path) -> tuple[GenerativeModel, Any]:
@@ -334,9 +339,10 @@ def load_pipeline_parts(folder: Path) -> tuple[GenerativeModel, Any]:
 
 @torch.no_grad()
 def draw(
-    model: GenerativeModel, tokenizer: Any, prompts: Sequence[str], seed: int, batch_size: int = 64
-) -> Tensor:
-    """Draw one picture per prompt with the recipe's own settings.
+    model: GenerativeModel, tokenizer: Any, prompts: Sequence[str], seed: int, batch_size: int = 64,
+    steps: int | None = None,
+) -> Tensor:  # fmt: skip
+    """Draw one picture per prompt with the recipe's own settings, but for the number of rows.
 
     Returns:
         uint8 [prompts, size, size, 3].
@@ -345,7 +351,8 @@ def draw(
     for first in range(0, len(prompts), batch_size):
         part = list(prompts[first : first + batch_size])
         keys = range(first, first + len(part))
-        rollout = start(model, Request(part, [item_generator(seed, k) for k in keys]))
+        streams = [item_generator(seed, k) for k in keys]
+        rollout = start(model, Request(part, streams, num_steps=steps))
         for _ in rollout.events():
             pass
         pixels = tokenizer.decode(picture_values(model, rollout.values))
@@ -361,30 +368,35 @@ def evaluate(
     seed: int = 0,
     device: torch.device | str = "cpu",
     sheet: Path | None = None,
+    steps: int | None = None,
+    endurance: int = 0,
 ) -> dict[str, Any]:
     """Measure a pipeline on a data set.
 
     Args:
         folder: Pipeline folder.
-        data: Captioned images with splits, as `load_images` reads them.
-        num: Pictures drawn per split; None = all.
-        seed: Seed of the drawn pictures and of the choice of items.
+        data: Captioned images or clips with splits, as `load_images` and `load_clips` read them.
+        num: Pictures drawn per split, None = all; for videos held-out beginnings, None = about 100.
+        seed: Seed of everything drawn and of the choice of items.
         device: Where to run.
-        sheet: PNG with, per split, data set pictures above drawn ones; None = no picture.
+        sheet: PNG with data set pictures or frames above drawn ones; None = no picture.
+        steps: Rows per block; None = the recipe's.
+        endurance: Frames of one long rollout of a video model; 0 = none.
 
     Returns:
-        JSON-ready numbers: reconstruction PSNR, prompt retrieval per split with its baselines.
+        JSON-ready numbers. Pictures: reconstruction PSNR, prompt retrieval per split with its
+        baselines. Videos: see `evaluate_clips`.
 
     Raises:
-        UsageError: a model that does not draw pictures.
+        UsageError: A long rollout of a model that draws pictures.
+        DataError: Data that does not fit the model.
     """
     folder = Path(folder)
     model, tokenizer = load_pipeline_parts(folder)
-    if model.recipe.modality != "image":
-        raise UsageError(f"{folder.name} makes {model.recipe.modality}s; eval measures pictures")
+    is_video = model.recipe.modality == "video"
+    if endurance and not is_video:
+        raise UsageError(f"endurance {endurance}: {folder.name} makes pictures; leave it out")
     model, tokenizer = model.to(device), tokenizer.to(device)
-    dataset = load_images(data)
-    held_out = held_out_items(dataset)
     result: dict[str, Any] = {
         "model": folder.name,
         "recipe": model.recipe.name,
@@ -392,11 +404,17 @@ def evaluate(
         "torch": torch.__version__,
         "parameters": sum(p.numel() for p in model.parameters()),
     }
+    if is_video:
+        clips = load_clip_data(model.recipe, data, tokenizer)
+        settings = ClipSettings(num, seed, steps, endurance)
+        return result | evaluate_clips(model, tokenizer, clips, folder, settings, sheet)
+    dataset = load_images(data)
+    held_out = held_out_items(dataset)
     if held_out is not None:
         result["reconstruction_psnr_db"] = mean_psnr(tokenizer, held_out)
     result |= evaluate_pictures(
         dataset,
-        lambda prompts: draw(model, tokenizer, prompts, seed).numpy(),
+        lambda prompts: draw(model, tokenizer, prompts, seed, steps=steps).numpy(),
         num=num,
         seed=seed,
         sheet=sheet,

@@ -1,0 +1,218 @@
+"""A video's blocks one after another, by whichever of the two ways its recipe allows.
+
+Recipes with a window go on for ever at constant memory (`LiveRollout`); all others lay out the
+whole video as one request. Both drive the one decode loop; callers see the same few methods. It
+does not know pixels.
+
+Invariant: where both ways are open they give the same values, bit for bit.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from einops import rearrange
+from jaxtyping import Float
+from torch import Tensor
+
+from ..core.endless import EndlessPlan
+from ..core.errors import UsageError
+from ..core.plan import build_plan
+from ..core.recipe import frames_per_block
+from ..core.rollout import Event
+from .generate import Request, empty_values, null_prompts, prompt_vectors, start
+from .generator import GenerativeModel, ModelDecoder
+from .live import LiveRollout
+
+
+@dataclass
+class VideoRequest:
+    """What a video is made from.
+
+    Attributes:
+        prompts: One per item; `VideoBlocks.set_prompts` changes them on the way.
+        generators: One CPU generator per item.
+        frames: Latent frames, the given ones included.
+        given: Values of the first latent frames [items, latents, cells, channels], or None.
+        last: Values of the last latent frames, for models that see a whole video at once; or None.
+        actions: What was done on the way to every latent frame; models with actions need it.
+        num_steps: Rows per block; None = the recipe's.
+        guidance_scale: 1 = off; None = the recipe's.
+        temperature: 0 = greedy; None = the recipe's.
+    """
+
+    prompts: Sequence[str]
+    generators: Sequence[torch.Generator]
+    frames: int
+    given: Tensor | None = None
+    last: Tensor | None = None
+    actions: Float[Tensor, "items frames actions"] | None = None
+    num_steps: int | None = None
+    guidance_scale: float | None = None
+    temperature: float | None = None
+
+    @property
+    def num_given(self) -> int:
+        """Latent frames that are given."""
+        return 0 if self.given is None else self.given.shape[1]
+
+
+def goes_on(model: GenerativeModel) -> bool:
+    """Tell whether a model's videos may be of any length at constant memory."""
+    if frames_per_block(model.recipe.layout.block) is None:
+        return False
+    try:
+        EndlessPlan(build_plan(model.recipe, model.config.height, model.config.width))
+    except UsageError:
+        return False
+    return True
+
+
+def sees_the_end(model: GenerativeModel) -> bool:
+    """Tell whether a model makes all frames together, so that a given last frame can guide it."""
+    return model.recipe.layout.block == "all"
+
+
+def video_blocks(model: GenerativeModel, request: VideoRequest) -> "VideoBlocks":
+    """Open a video; nothing runs yet.
+
+    Args:
+        model: A video model in eval mode.
+        request: What to make. Given frames that fill no whole number of blocks are legal; the
+            video is then laid out whole.
+
+    Raises:
+        UsageError: last frames for a model that makes frames one after another.
+    """
+    if request.last is not None and not sees_the_end(model):
+        block = model.recipe.layout.block
+        raise UsageError(
+            f"a last frame is given, but recipe {model.recipe.name} makes frames in order "
+            f"(layout.block = {block}) and cannot see it; leave it out"
+        )
+    per_block = frames_per_block(model.recipe.layout.block)
+    if per_block is not None:
+        is_whole = request.num_given % per_block == 0 and request.frames % per_block == 0
+        if is_whole and goes_on(model):
+            return LiveBlocks(model, request, per_block)
+    together = request.frames if sees_the_end(model) else per_block or 1
+    return WholeBlocks(model, request, together)
+
+
+class VideoBlocks:
+    """Parts 0, 1, 2, ... of a video, asked for in order.
+
+    A part is a block of frames, or one frame where blocks are smaller than frames.
+
+    Attributes:
+        per_part: Latent frames of a part; the last may have fewer.
+        num_parts: Parts of the video.
+        first: The first part that is not wholly given.
+    """
+
+    def __init__(self, model: GenerativeModel, request: VideoRequest, per_part: int) -> None:
+        """Note what is asked for.
+
+        Args:
+            model: A video model in eval mode.
+            request: What to make.
+            per_part: Latent frames of a part.
+        """
+        self.model, self.request, self.per_part = model, request, per_part
+        self.num_parts = -(-request.frames // per_part)
+        self.first = request.num_given // per_part
+
+    def events(self, part: int) -> Iterator[Event]:
+        """Make a part, or take it in where it is given; yields rows and commits."""
+        raise NotImplementedError
+
+    def set_prompts(self, prompts: Sequence[str]) -> None:
+        """Change the prompts of the parts to come."""
+        raise NotImplementedError
+
+    def _slots(self, part: int) -> Tensor:
+        """Values of the part made last as the rollout holds them."""
+        raise NotImplementedError
+
+    def values(self, part: int) -> Tensor:
+        """Return the values of the part made last, [items, latent frames, cells, channels]."""
+        cells = self.model.config.height * self.model.config.width
+        return rearrange(self._slots(part), "b (f n) c -> b f n c", n=cells)
+
+
+class LiveBlocks(VideoBlocks):
+    """A video without end, cut off at its length."""
+
+    def __init__(self, model: GenerativeModel, request: VideoRequest, per_part: int) -> None:
+        super().__init__(model, request, per_part)
+        self._live = LiveRollout(
+            model, request.prompts, request.generators, num_steps=request.num_steps,
+            guidance_scale=request.guidance_scale, temperature=request.temperature,
+        )  # fmt: skip
+        self._last = torch.zeros(0)
+
+    def events(self, part: int) -> Iterator[Event]:
+        """Make a block, or take it in where it is given; yields rows and commits."""
+        frames = slice(part * self.per_part, (part + 1) * self.per_part)
+        actions = None if self.request.actions is None else self.request.actions[:, frames]
+        if part < self.first and self.request.given is not None:
+            self._last = self.request.given[:, frames].flatten(1, 2)
+            self._live.observe(self._last, actions)
+            return
+        source = self._live.plan.sources(part)
+        for event in self._live.events(actions):
+            self._last = event.data["values"][:, source]
+            yield replace(event, of_blocks=self.num_parts)
+
+    def set_prompts(self, prompts: Sequence[str]) -> None:
+        """Change the prompts of the blocks to come; what is cached stays as it was."""
+        self._live.set_prompts(prompts)
+
+    def _slots(self, part: int) -> Tensor:
+        return self._last
+
+
+class WholeBlocks(VideoBlocks):
+    """A video laid out whole, as one request."""
+
+    def __init__(self, model: GenerativeModel, request: VideoRequest, per_part: int) -> None:
+        super().__init__(model, request, per_part)
+        values, known = self._canvas()
+        self._rollout = start(
+            model,
+            Request(
+                request.prompts, request.generators, num_steps=request.num_steps,
+                guidance_scale=request.guidance_scale, temperature=request.temperature,
+                values=values, is_known=known, frames=request.frames, actions=request.actions,
+            ),
+        )  # fmt: skip
+        self._blocks_per_part = -(-self._rollout.plan.num_blocks // self.num_parts)
+
+    def _canvas(self) -> tuple[Tensor, Tensor]:
+        values = empty_values(self.model, len(self.request.prompts), self.request.frames)
+        known = torch.zeros(values.shape[:2], dtype=torch.bool, device=values.device)
+        for given, is_last in ((self.request.given, False), (self.request.last, True)):
+            if given is not None:
+                slots = given.flatten(1, 2)
+                count = slots.shape[1]
+                place = slice(-count, None) if is_last else slice(0, count)
+                values[:, place], known[:, place] = slots.to(values), True
+        return values, known
+
+    def events(self, part: int) -> Iterator[Event]:
+        """Make a part, or take it in where it is given; yields rows and commits."""
+        count = self._blocks_per_part
+        for block in range(part * count, (part + 1) * count):
+            yield from self._rollout.block_events(block)
+
+    def set_prompts(self, prompts: Sequence[str]) -> None:
+        """Change the prompts of the parts to come; what is cached stays as it was."""
+        rollout, uncond = self._rollout, None
+        if self.model.uses_prompt and rollout.scheduler.config.guidance_scale != 1.0:
+            uncond = null_prompts(self.model, len(prompts))
+        vectors = prompt_vectors(self.model, prompts)
+        rollout.decoder = ModelDecoder(self.model, vectors, uncond, actions=self.request.actions)
+
+    def _slots(self, part: int) -> Tensor:
+        size = self.per_part * self.model.config.height * self.model.config.width
+        return self._rollout.values[:, part * size : (part + 1) * size]
