@@ -38,7 +38,10 @@ def run(args: Eval) -> int:
     device = models.pick_device(args.device)
     from ..training.run import evaluate
 
-    result = evaluate(folder, data, num=args.num, seed=args.seed, device=device, sheet=sheet)
+    result = evaluate(
+        folder, data, num=args.num, seed=args.seed, device=device, sheet=sheet, steps=args.steps,
+        endurance=args.endurance or 0,
+    )  # fmt: skip
     if out is None:
         output.emit_json(result)
     else:

@@ -23,7 +23,7 @@ from blockloom.training.clip_run import (
 from blockloom.training.clip_stage import PixelWindows
 from blockloom.training.clips import ClipDataset
 from blockloom.training.physics import physics_clips
-from blockloom.training.run import build_model, evaluate, load_pipeline_parts, train
+from blockloom.training.run import build_model, load_pipeline_parts, train
 from blockloom.training.selfcheck import mask_self_check
 
 TINY = [
@@ -151,13 +151,10 @@ def test_clips_that_do_not_fit_the_recipe_are_refused(archive, tmp_path):
         load_clip_data(tiny_recipe(), tmp_path / "data.parquet", tokenizer)
 
 
-def test_modalities_without_training_and_eval_of_videos_are_refused(archive, tmp_path):
+def test_modalities_without_training_are_refused(archive, tmp_path):
     recipe = tiny_recipe().model_copy(update={"modality": "audio"})
     with pytest.raises(UsageError, match="modality 'audio'; allowed image, video"):
         train(recipe, archive, tmp_path, progress=False)
-    train(tiny_recipe(), archive, tmp_path / "run", steps=1, progress=False)
-    with pytest.raises(UsageError, match="makes videos; eval measures pictures"):
-        evaluate(tmp_path / "run" / "final", archive)
 
 
 def test_decibels_are_of_every_frame():
