@@ -221,9 +221,15 @@ class Eval(Common):
     out: Path = None
     """File for the JSON; stdout when not given."""
     sheet: Path = None
-    """PNG that shows data set pictures above what the model drew for their captions."""
+    """PNG that shows data set pictures, or frames, above what the model drew for them."""
     num: Annotated[int | None, values.spec(values.whole("--num", 1, 10**7), "N")] = None
-    """Pictures per split, for a quick look."""
+    """Pictures per split, or beginnings of videos, for a quick look."""
+    steps: Steps = None
+    """As for generate."""
+    endurance: Annotated[
+        int | None, values.spec(values.whole("--endurance", 2, 10**7), "FRAMES")
+    ] = None
+    """Videos: also draw one world for this many frames (4096 shows whether it lasts)."""
     seed: Annotated[int, values.spec(values.whole("--seed", 0, values.MAX_SEED), "0..2**64-1")] = 0
     """Seed of the drawn pictures."""
     device: Device = "auto"
