@@ -11,6 +11,7 @@ from typing import Any
 from ..commands import models
 from ..core.errors import ModelError, nearest
 from ..core.messages import explain
+from ..pipelines.auto import num_actions
 from ..pipelines.guard import read_json
 from ..pipelines.params import bundled_models
 
@@ -116,13 +117,6 @@ def abilities(folder: Path) -> frozenset[str]:
     if recipe.get("modality", "image") != "video":
         return frozenset({"image"})
     return frozenset({"video", "world"} if num_actions(folder) else {"video"})
-
-
-def num_actions(folder: Path) -> int:
-    """Return how many numbers an action of a saved world is made of; 0 for what takes none."""
-    condition = _recipe(folder).get("condition")
-    count = condition.get("actions", 0) if isinstance(condition, dict) else 0
-    return count if isinstance(count, int) else 0
 
 
 def _recipe(folder: Path) -> dict[str, Any]:

@@ -93,7 +93,7 @@
     root.dataset.frames = Number(root.dataset.frames || 0) + 1;
     const rate = shown.length > 2 ? (1000 * (shown.length - 1)) / (now - shown[0]) : 0;
     root.dataset.fps = rate.toFixed(2);
-    part("fps").textContent = rate ? `${rate.toFixed(1)} frames per second` : "";
+    part("fps").textContent = rate ? `${rate.toFixed(1)} frames/s` : "";
   }
 
   function say(kind, text) {
@@ -202,7 +202,9 @@
     playing = false;
     held.clear();
     tapped.clear();
+    part("fps").textContent = "";
     say("paused", text || `Stopped at ${where(current)}.`);
+    list();
     paint();
   }
 

@@ -87,6 +87,7 @@ CSS = """
   border: 1px solid var(--border-color-primary); background: var(--input-background-fill);
   color: var(--body-text-color); touch-action: none; user-select: none;
   -webkit-user-select: none; }
+.bw-arrows .bw-key { height: auto; }
 .bw-key[data-key=ArrowUp] { grid-area: 1 / 2; }
 .bw-key[data-key=ArrowLeft] { grid-area: 2 / 1; }
 .bw-key[data-key=ArrowDown] { grid-area: 2 / 2; }
@@ -131,9 +132,9 @@ CSS = """
   .bw-screen { padding: 6px; }
   .bw-hands { flex-direction: column; align-items: stretch; gap: 14px; }
   .bw-pad { justify-content: center; }
-  .bw-arrows { grid-template-columns: repeat(3, 84px); grid-auto-rows: 54px; }
-  .bw-buttons { justify-content: space-between; gap: 6px; }
-  .bw-button { padding: 9px 11px; }
+  .bw-arrows { grid-template-columns: repeat(3, 84px); grid-auto-rows: 52px; }
+  .bw-buttons { flex-wrap: nowrap; gap: 6px; }
+  .bw-buttons .bw-button { padding: 9px 4px; flex: 1 1 0; min-width: 0; font-size: 14px; }
   .bw-starts { display: flex; overflow-x: auto; }
   .bw-start { flex: 0 0 84px; }
 }

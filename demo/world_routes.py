@@ -21,7 +21,8 @@ from starlette.routing import Route
 from ..core.errors import BlockloomError, ModelError, ResourceError, UsageError
 from ..core.messages import explain
 from .gate import COOKIE, visitor_of
-from .worlds import IDLE_SECONDS, MAX_SESSION_BYTES, Gone, World, Worlds
+from .world_saves import MAX_SESSION_BYTES
+from .worlds import IDLE_SECONDS, Gone, World, Worlds
 
 PREFIX = "/world/"
 LARGE = {PREFIX + "load": MAX_SESSION_BYTES}

@@ -7,33 +7,28 @@ only for the visitor who opened it; a world nobody steers for a while is forgott
 What it does not know: HTTP, browsers or cookies.
 """
 
-import base64
 import secrets
-import tempfile
 import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from io import BytesIO
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
 
 from ..commands import values
-from ..core.errors import DataError, ResourceError, UsageError
+from ..core.errors import ResourceError, UsageError
 from ..core.messages import explain
+from ..pipelines.auto import num_actions
 from ..pipelines.world_files import Controls, Starts, read_controls, read_starts
-from . import libraries
-from .shelf import Shelf, num_actions
+from . import libraries, world_saves
+from .shelf import Shelf
 
 MAX_WORLDS, MAX_OF_ONE = 48, 6
 """Worlds open at once: in all, and of one visitor."""
 IDLE_SECONDS = 900.0
-MAX_SESSION_BYTES = 64 * 2**20
-_SHOWN = "shown"
 
 
 class Gone(UsageError):
@@ -120,7 +115,7 @@ class Worlds:
         starts = self.starts(name)
         if starts is None:
             raise UsageError("this world starts from nothing")
-        return png(starts.frames[_place(start, len(starts)), -1])
+        return world_saves.png(starts.frames[_place(start, len(starts)), -1])
 
     # -- opening and closing ----------------------------------------------------------------------
 
@@ -205,26 +200,10 @@ class Worlds:
     def save(self, world: World) -> bytes:
         """Write a world to a session file, with the frame that was shown last.
 
-        Returns:
-            The file: safetensors, also read by `WorldPipeline.resume`.
-
         Raises:
             ResourceError: It is larger than what could be loaded again.
         """
-        from safetensors import safe_open
-        from safetensors.torch import save
-
-        with tempfile.TemporaryDirectory(prefix="blockloom-world-") as folder:
-            path = world.session.save(Path(folder) / "session.safetensors")
-            with safe_open(path, "pt") as file:
-                about = dict(file.metadata() or {})
-                state = {name: file.get_tensor(name) for name in file.keys()}
-        if world.shown is not None:
-            about[_SHOWN] = base64.b64encode(png(world.shown)).decode()
-        content = save(state, about)
-        if len(content) > MAX_SESSION_BYTES:
-            raise ResourceError(explain("this session is too large for a file from the page"))
-        return content
+        return world_saves.write(world.session, world.shown)
 
     def load(self, visitor: str, name: Any, path: Path) -> World:
         """Go on with a world from a session file.
@@ -241,9 +220,8 @@ class Worlds:
         """
         self._check_room(visitor)
         pipe = self._pipe(name)
-        check_session(path)
-        session = _resumed(pipe, path)
-        return self._keep(visitor, name, session, _shown(path, tuple(pipe.tokenizer.frame_size)))
+        session, shown = world_saves.read(pipe, path)
+        return self._keep(visitor, name, session, shown)
 
     def _pipe(self, name: Any) -> Any:
         libraries.load()
@@ -272,81 +250,6 @@ class Worlds:
         with self._lock:
             self._open[key] = world
         return world
-
-
-def png(frame: NDArray[np.uint8]) -> bytes:
-    """Write a frame, uint8 [height, width, 3], as PNG."""
-    buffer = BytesIO()
-    Image.fromarray(frame).save(buffer, format="PNG")
-    return buffer.getvalue()
-
-
-def check_session(path: Path) -> None:
-    """Refuse settings in a session file that nobody could have played with.
-
-    The file comes from a browser; `WorldPipeline.resume` trusts whoever calls it to know it.
-
-    Raises:
-        DataError: Not a session file, or with settings out of range.
-    """
-    import json
-
-    from safetensors import SafetensorError, safe_open
-
-    wrong = DataError("this file is no session of a world")
-    try:
-        with safe_open(path, "pt") as file:
-            about = json.loads((file.metadata() or {})["session"])
-        prompt, steps, guidance = about["prompt"], about["steps"], about["guidance"]
-    except (OSError, SafetensorError, KeyError, TypeError, ValueError, RecursionError):
-        raise wrong from None
-    is_count = type(steps) is int and 1 <= steps <= 64
-    is_weight = type(guidance) in (int, float) and 0 <= guidance <= 20
-    if not isinstance(prompt, str) or len(prompt) > 2000:
-        raise wrong
-    if not (steps is None or is_count) or not (guidance is None or is_weight):
-        raise wrong
-
-
-def _resumed(pipe: Any, path: Path) -> Any:
-    """Resume a session and let a copy of it take a step: what cannot is refused here.
-
-    Raises:
-        DataError: Not a session of this model.
-    """
-    wrong = DataError("this file is no session of this model")
-    try:
-        session = pipe.resume(path)
-        own, given = pipe.start().snapshot(), session.snapshot()
-        for name, part in given.items():
-            is_odd = name in own and own[name].dtype != part.dtype
-            if is_odd or (part.is_floating_point() and not bool(part.isfinite().all())):
-                raise wrong
-        count = pipe.model.config.codebook_size
-        codes = given["values"]
-        if count and not bool(((codes >= 0) & (codes < count)).all()):
-            raise wrong  # a graphics card would never recover from a code that does not exist
-        session.fork().step()
-    except (RuntimeError, IndexError, OverflowError, TypeError, ValueError, KeyError):
-        raise wrong from None
-    return session
-
-
-def _shown(path: Path, size: tuple[int, ...]) -> NDArray[np.uint8] | None:
-    """Read the frame that was shown last, if the file has a sound one."""
-    from safetensors import safe_open
-
-    with safe_open(path, "pt") as file:
-        text = (file.metadata() or {}).get(_SHOWN)
-    if text is None or len(text) > 2**22:
-        return None
-    try:
-        with Image.open(BytesIO(base64.b64decode(text, validate=True)), formats=("PNG",)) as image:
-            if (image.height, image.width) != size:
-                return None
-            return np.asarray(image.convert("RGB"))
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
-        return None
 
 
 def _place(start: Any, count: int) -> int:

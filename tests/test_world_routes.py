@@ -17,7 +17,7 @@ from safetensors.torch import load_file, save_file
 
 from blockloom import app
 from blockloom.core.errors import DataError, ModelError, ResourceError, UsageError
-from blockloom.demo import gate, world_page, world_routes, worlds
+from blockloom.demo import gate, world_page, world_routes, world_saves, worlds
 from blockloom.demo.shelf import Shelf
 from blockloom.pipelines.auto import AutoPipeline
 from blockloom.pipelines.guard import check_folder
@@ -445,4 +445,4 @@ def test_a_session_file_must_say_how_it_was_played(tmp_path: Path) -> None:
     path = tmp_path / "x.safetensors"
     save_file({"a": torch.zeros(1)}, path)
     with pytest.raises(DataError, match="no session of a world"):
-        worlds.check_session(path)
+        world_saves.check_session(path)
