@@ -64,7 +64,15 @@ Sets = tyro.conf.UseAppendAction[
     tuple[Annotated[str, values.spec(values.override, "KEY=VALUE")], ...]
 ]
 Format = Literal["text", "json"]
-Kind = Literal["image"]
+Kind = Literal["image", "video"]
+Frames = Annotated[
+    int | None,
+    values.spec(values.whole("--frames", 1, values.MAX_FRAMES), "N", absent="recipe"),
+]
+Fps = Annotated[
+    float | None, values.spec(values.real("--fps", 0.1, 240.0), "0.1..240", absent="as given, or 8")
+]
+Scale = Annotated[int, values.spec(values.whole("--scale", 1, 64), "1..64")]
 
 
 @dataclass(frozen=True)
@@ -84,7 +92,8 @@ class Model(Common):
     recipe: Name = None
     """Use the bundled model that was trained from this recipe (see `blockloom recipes`)."""
     model: Name = None
-    """Bundled name or folder of a saved pipeline. Default: blockloom/emoji."""
+    """Bundled name or folder of a saved pipeline. Default: blockloom/emoji, for videos
+    blockloom/clips, to play blockloom/world."""
     device: Device = "auto"
     """Where to compute; auto takes CUDA when there is one."""
     dtype: Dtype = None
@@ -118,50 +127,119 @@ class Sampling(Model):
 
 @dataclass(frozen=True)
 class Generate(Sampling):
-    """Draw pictures from a prompt."""
+    """Make pictures or videos from a prompt."""
 
     kind: tyro.conf.Positional[Kind] = "image"
     """What to make."""
     prompt: Prompt = None
-    """What to draw."""
+    """What to draw; videos may do without."""
+    frames: Frames = None
+    """Videos: frames in all. Some models take 4n + 1 only."""
+    fps: Fps = None
+    """Videos: frames per second of the file."""
+    image: Path = None
+    """Videos: a picture that is the first frame."""
+    video: Path = None
+    """Videos: a clip to go on from; its frames come first."""
+    scale: Scale = 1
+    """Videos: write every pixel as a square of this many pixels."""
     seed: Seed = -1
-    """Picture k of --num uses seed + k; -1 takes a random seed and prints it."""
+    """Output k of --num uses seed + k; -1 takes a random seed and prints it."""
     num: Annotated[int, values.spec(values.whole("--num", 1, values.MAX_NUM), "N")] = 1
-    """How many pictures."""
+    """How many."""
     out: Path = None
-    """A .png file (one picture) or a folder. Default: the folder outputs."""
+    """A .png, for videos .mp4, .webm or .gif (one output), or a folder. Default: the folder
+    outputs."""
     overwrite: bool = False
     """Replace files that hold something else."""
     no_metadata: bool = False
-    """Write neither the parameters into the PNG nor a sidecar."""
+    """Write neither the parameters into the file nor a sidecar."""
     params_from: Path = None
-    """Repeat the picture of this .png or sidecar .json; flags given beside it win."""
+    """Repeat the output of this file or sidecar .json; flags given beside it win."""
 
 
 @dataclass(frozen=True)
 class Edit(Sampling):
-    """Redraw a region of a picture from a prompt and keep the rest."""
+    """Redraw a region of a picture from a prompt and keep the rest; or go on with a video."""
 
     kind: tyro.conf.Positional[Kind] = "image"
     """What to edit."""
     input: tyro.conf.Positional[Path] = None
-    """The picture: PNG, JPEG, WEBP, GIF or BMP."""
+    """The picture (PNG, JPEG, WEBP, GIF or BMP) or the video (MP4, WebM or GIF)."""
     prompt: Text = None
-    """What the whole picture shows."""
+    """What the whole picture or video shows; videos may do without."""
+    continue_frames: Annotated[
+        int | None,
+        values.spec(values.whole("--continue", 1, values.MAX_FRAMES), "N"),
+        tyro.conf.arg(name="continue"),
+    ] = None
+    """Videos: make this many frames after the last."""
+    between_frames: Annotated[
+        int | None,
+        values.spec(values.whole("--between", 1, values.MAX_FRAMES), "N"),
+        tyro.conf.arg(name="between"),
+    ] = None
+    """Videos: keep the first and the last frame and make this many between them; only models that
+    make all frames together can."""
+    fps: Fps = None
+    """Videos: frames per second of the file."""
+    scale: Scale = 1
+    """Videos: write every pixel as a square of this many pixels."""
     region: Annotated[
         str | None, values.spec(values.region, "left|right|top|bottom|x0,y0,x1,y1")
     ] = None
-    """What to redraw: a half, or a box in pixels of the input (required)."""
+    """Pictures: what to redraw, a half or a box in pixels of the input (required)."""
     seed: Seed = -1
     """-1 takes a random seed and prints it."""
     params_from: Path = None
-    """Repeat the edit of this .png or sidecar .json; flags given beside it win."""
+    """Repeat the edit of this file or sidecar .json; flags given beside it win."""
     out: Path = None
-    """A .png file or a folder. Default: the folder outputs."""
+    """A .png, for videos .mp4, .webm or .gif, or a folder. Default: the folder outputs."""
     overwrite: bool = False
     """Replace files that hold something else."""
     no_metadata: bool = False
-    """Write neither the parameters into the PNG nor a sidecar."""
+    """Write neither the parameters into the file nor a sidecar."""
+
+
+@dataclass(frozen=True)
+class Play(Model):
+    """Play a world from a script of actions and write what it dreams as a video.
+
+    The script has one action per line: the number of the action that is 1 (`2`), all numbers of
+    an action (`0.5, 0, 1`), names of the world's keys (`ArrowUp+ArrowLeft`, see its world.json), or
+    `-` for nothing. `x8` behind an action repeats it. Blank lines and lines that begin with # are
+    left out. JSON lines are read too: `2`, `[0.5, 0, 1]`, `null` or
+    `{"action": [0.5, 0, 1], "repeat": 8, "prompt": "a forest"}`.
+    """
+
+    actions: Path = None
+    """The script (required): text, CSV or JSON lines."""
+    frames: Path = None
+    """A picture or video the world starts from. Default: a start that came with the model."""
+    start: Annotated[int, values.spec(values.whole("--start", 0, 63), "0..63")] = 0
+    """Which of the model's own starts."""
+    prompt: Text = None
+    """What the world is."""
+    seed: Seed = -1
+    """-1 takes a random seed and prints it."""
+    steps: Steps = None
+    """Rows of the schedule per block."""
+    guidance_scale: Guidance = None
+    """Weight of the prompt; 1 is off."""
+    fps: Fps = None
+    """Frames per second of the file. Default: the world's own."""
+    scale: Scale = 1
+    """Write every pixel as a square of this many pixels."""
+    out: Path = None
+    """A .mp4, .webm or .gif file or a folder. Default: the folder outputs."""
+    session_out: Path = None
+    """A .safetensors file to save the session to, so that --resume goes on bit for bit."""
+    resume: Path = None
+    """Go on with a saved session instead of starting anew; only new frames are written."""
+    overwrite: bool = False
+    """Replace files that hold something else."""
+    no_metadata: bool = False
+    """Write neither the parameters into the file nor a sidecar."""
 
 
 @dataclass(frozen=True)
@@ -319,6 +397,7 @@ class Demo(Common):
 COMMANDS: dict[str, type] = {
     "generate": Generate,
     "edit": Edit,
+    "play": Play,
     "batch": Batch,
     "train": Train,
     "eval": Eval,

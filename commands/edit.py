@@ -1,4 +1,7 @@
-"""`blockloom edit image`: redraw a region of a picture from a prompt, keep the rest."""
+"""`blockloom edit`: redraw a region of a picture from a prompt, keep the rest.
+
+Videos are edited in `edit_video`.
+"""
 
 from dataclasses import replace
 from typing import TYPE_CHECKING
@@ -14,6 +17,8 @@ from .generate import flag_settings, named_model, report, warn_when_different
 if TYPE_CHECKING:
     import numpy as np
 
+VIDEO_FLAGS = ("continue_frames", "between_frames", "fps", "scale")
+
 
 def run(args: Edit) -> int:
     """Redraw, write, and print the path.
@@ -24,6 +29,11 @@ def run(args: Edit) -> int:
     Returns:
         Exit code 0.
     """
+    if args.kind == "video":
+        from . import edit_video
+
+        return edit_video.run(args)
+    output.refuse_flags(args, VIDEO_FLAGS, "edit image")
     target = output.plan(args.out, 1)
     if args.input is None:
         raise UsageError(
@@ -32,6 +42,7 @@ def run(args: Edit) -> int:
     image = read_image(args.input)
     earlier = read_metadata(args.params_from) if args.params_from else None
     choice = models.choose(*named_model(args, earlier))
+    models.check_makes(choice, "image")
     warn_when_different(choice, earlier)
     params = _params(args, choice, earlier, pixels_sha256(image))
     models.check_model_limits(params, choice)
@@ -53,7 +64,7 @@ def run(args: Edit) -> int:
 
 
 def _params(
-    args: Edit, choice: models.Choice, earlier: Record | None, input_sha256: str
+    args: Edit, choice: models.Choice, earlier: Record[ImageParams] | None, input_sha256: str
 ) -> ImageParams:
     settings = flag_settings(args)
     if earlier is None:

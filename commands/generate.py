@@ -1,4 +1,7 @@
-"""`blockloom generate image`: pictures from a prompt, or again from a file's parameters."""
+"""`blockloom generate`: pictures from a prompt, or again from a file's parameters.
+
+Videos are made in `generate_video`.
+"""
 
 from dataclasses import replace
 from typing import Any
@@ -9,8 +12,10 @@ from ..pipelines.media import read_metadata, save_png
 from ..pipelines.params import ImageParams, Record
 from . import models, output
 from .arguments import Generate, Sampling
+from .output import refuse_flags
 
 GROUP_SIZE = 8
+VIDEO_FLAGS = ("frames", "fps", "image", "video", "scale")
 _SAME_NAME = (
     "guidance_scale",
     "temperature",
@@ -40,9 +45,15 @@ def run(args: Generate) -> int:
     Returns:
         Exit code 0.
     """
+    if args.kind == "video":
+        from . import generate_video
+
+        return generate_video.run(args)
+    refuse_flags(args, VIDEO_FLAGS, "generate image")
     target = output.plan(args.out, args.num)
     earlier = read_metadata(args.params_from) if args.params_from else None
     choice = models.choose(*named_model(args, earlier))
+    models.check_makes(choice, "image")
     warn_when_different(choice, earlier)
     everything = _all_params(args, choice, earlier)
     models.check_model_limits(everything[0], choice)
@@ -68,19 +79,19 @@ def run(args: Generate) -> int:
     return 0
 
 
-def report(path: Any, record: Record, digest: str) -> dict[str, Any]:
-    """Describe one finished picture for `--format json`."""
+def report(path: Any, record: Record[Any], digest: str) -> dict[str, Any]:
+    """Describe one finished output for `--format json`."""
     return {"path": str(path), "sha256": digest, **record.to_dict()}
 
 
-def named_model(args: Sampling, earlier: Record | None) -> tuple[str | None, str | None]:
+def named_model(args: Sampling, earlier: Record[Any] | None) -> tuple[str | None, str | None]:
     """Return (model, recipe): the flags, or else what the earlier record names."""
     if args.model is None and args.recipe is None and earlier is not None:
         return earlier.params.model, None
     return args.model, args.recipe
 
 
-def warn_when_different(choice: models.Choice, earlier: Record | None) -> None:
+def warn_when_different(choice: models.Choice, earlier: Record[Any] | None) -> None:
     """Say when a repeat cannot be bit for bit, because weights or versions differ."""
     if earlier is None:
         return
@@ -92,7 +103,9 @@ def warn_when_different(choice: models.Choice, earlier: Record | None) -> None:
         output.note(f"warning: other versions of {', '.join(changed)}; bits may differ")
 
 
-def _all_params(args: Generate, choice: models.Choice, earlier: Record | None) -> list[ImageParams]:
+def _all_params(
+    args: Generate, choice: models.Choice, earlier: Record[ImageParams] | None
+) -> list[ImageParams]:
     settings = flag_settings(args)
     if earlier is not None:
         if earlier.params.region is not None:

@@ -17,6 +17,7 @@ from ..core.messages import explain, one_line
 from ..pipelines.guard import check_configs, read_json
 from ..pipelines.params import (
     ImageParams,
+    P,
     Record,
     bundled_models,
     canonical_json,
@@ -48,8 +49,8 @@ class Choice:
     recipe: str
     weights_sha256: str
 
-    def record(self, params: ImageParams) -> Record:
-        """Build the record that a picture of this model carries."""
+    def record(self, params: P) -> Record[P]:
+        """Build the record that a picture or video of this model carries."""
         return Record(params, self.recipe, self.weights_sha256, package_versions())
 
 
@@ -72,6 +73,28 @@ def choose(model: str | None, recipe: str | None) -> Choice:
     path = model_folder(name)
     shown = name if name in bundled_models() else path.resolve().name
     return Choice(shown, path, recipe_name(path), weights_hash(path))
+
+
+def check_makes(choice: Choice, wanted: str) -> None:
+    """Refuse a model that makes something else, before its weights load.
+
+    Args:
+        choice: The model.
+        wanted: image or video.
+
+    Raises:
+        ModelError: It makes the other.
+    """
+    index = read_json(choice.folder / "model_index.json", "model_index.json")
+    made = "image" if index.get("_class_name") == "ImagePipeline" else "video"
+    if made != wanted:
+        raise ModelError(
+            explain(
+                f"model {choice.name} makes {made}s",
+                allowed=f"a model that makes {wanted}s",
+                hint=f"blockloom generate {made}, or another --model",
+            )
+        )
 
 
 def _bundled_for(recipe: str) -> str:
@@ -156,7 +179,8 @@ def open_model(choice: Choice, device: "torch.device", dtype: str = "float32") -
         dtype: Number format of the weights.
 
     Returns:
-        An `ImagePipeline`, progress bar set for the terminal at hand.
+        An `ImagePipeline`, `VideoPipeline` or `WorldPipeline`, progress bar set for the terminal at
+        hand.
 
     Raises:
         ModelError: The folder cannot be loaded.

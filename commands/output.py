@@ -10,7 +10,7 @@ import json
 import secrets
 import sys
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,7 @@ from typing import Any
 from ..core.errors import ResourceError, UsageError
 from ..core.messages import explain, one_line
 from ..pipelines.media import file_name, is_done
-from ..pipelines.params import ImageParams
+from ..pipelines.params import Params
 
 DEFAULT_FOLDER = "outputs"
 
@@ -49,43 +49,48 @@ def pick_seed(seed: int) -> int:
 
 @dataclass(frozen=True)
 class Target:
-    """Where pictures go.
+    """Where pictures and videos go.
 
     Attributes:
         folder: Folder of all files.
         file: The one file, or None when names are made from prompt and seed.
+        extension: Of names that are made, without the dot.
     """
 
     folder: Path
     file: Path | None = None
+    extension: str = "png"
 
-    def path(self, index: int, params: ImageParams) -> Path:
-        """Name picture `index` of the run."""
-        return self.file or self.folder / file_name(index, params.prompt, params.seed)
+    def path(self, index: int, params: Params) -> Path:
+        """Name output `index` of the run."""
+        name = file_name(index, params.prompt, params.seed, self.extension)
+        return self.file or self.folder / name
 
 
-def plan(out: str | None, num: int) -> Target:
+def plan(out: str | None, num: int, extensions: Sequence[str] = (".png",)) -> Target:
     """Decide whether --out is a file or a folder.
 
     Args:
         out: The flag's text; None means the default folder.
-        num: Number of pictures.
+        num: Number of pictures or videos.
+        extensions: Of the files that can be written, with the dot; the first is the default.
 
     Raises:
         UsageError: Empty, an unknown extension, a file for several pictures, or a file where a
             folder is needed and the reverse.
     """
     text = DEFAULT_FOLDER if out is None else out
+    first, legal = extensions[0], ", ".join(extensions)
     if not text.strip() or "\0" in text:
-        raise UsageError(explain("--out", got=text, allowed="a .png file or a folder"))
+        raise UsageError(explain("--out", got=text, allowed=f"a {first} file or a folder"))
     path = Path(text).expanduser()
     if path.is_dir() or not path.suffix:
-        if path.suffix.lower() == ".png":
+        if path.suffix.lower() in extensions:
             raise UsageError(explain("--out names a folder", got=text, allowed="a file"))
-        return Target(folder(path))
-    if path.suffix.lower() != ".png":
+        return Target(folder(path), extension=first[1:])
+    if path.suffix.lower() not in extensions:
         raise UsageError(
-            explain("--out extension", got=path.suffix, allowed=".png, or a folder", hint=".png")
+            explain("--out extension", got=path.suffix, allowed=f"{legal}, or a folder", hint=first)
         )
     if num > 1:
         raise UsageError(
@@ -148,4 +153,23 @@ def refuse_overwriting(pairs: Iterable[tuple[Path, str]], *, overwrite: bool) ->
                     got=path.name,
                     hint="--overwrite or another --out",
                 )
+            )
+
+
+def refuse_flags(args: Any, names: Iterable[str], command: str) -> None:
+    """Refuse flags that a command's other kind takes.
+
+    Args:
+        args: Parsed flags.
+        names: Fields that must have been left alone.
+        command: Shown in the message.
+
+    Raises:
+        UsageError: One of them was given.
+    """
+    for name in names:
+        if getattr(args, name) != type(args).__dataclass_fields__[name].default:
+            flag = "--" + name.removesuffix("_frames").replace("_", "-")
+            raise UsageError(
+                explain(f"{flag} is no flag of {command}", hint=f"{command} without it")
             )

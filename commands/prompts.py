@@ -95,11 +95,11 @@ def read_items(path: Path, defaults: Defaults, limit: int | None) -> Iterator[It
     Raises:
         DataError: The file is missing, not a regular file, not UTF-8 text, or over 1 GiB.
     """
-    _check_file(path)
+    check_file(path)
     is_json = path.suffix.lower() in (".jsonl", ".json", ".ndjson")
     seen: set[bytes] = set()
     index = 0
-    for number, raw in _lines(path):
+    for number, raw in raw_lines(path):
         if limit is not None and index >= limit:
             return
         item = _parse_line(path, number, index, raw, is_json, defaults)
@@ -115,22 +115,36 @@ def read_items(path: Path, defaults: Defaults, limit: int | None) -> Iterator[It
         yield item
 
 
-def _check_file(path: Path) -> None:
+def check_file(path: Path, what: str = "prompt file") -> None:
+    """Refuse what cannot be read line by line: no file, a folder or device, or over 1 GiB.
+
+    Args:
+        path: The file.
+        what: How messages call it.
+
+    Raises:
+        DataError: One of these.
+    """
     try:
         status = path.stat()
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or "bad name"
-        raise DataError(explain(f"cannot read prompt file {path.name}: {reason}")) from error
+        raise DataError(explain(f"cannot read {what} {path.name}: {reason}")) from error
     if not stat.S_ISREG(status.st_mode):
         kind = "a folder" if stat.S_ISDIR(status.st_mode) else "not a regular file"
-        raise DataError(explain(f"prompt file {path.name} is {kind}"))
+        raise DataError(explain(f"{what} {path.name} is {kind}"))
     if status.st_size > MAX_FILE_BYTES:
         raise DataError(
-            explain(f"prompt file {path.name}", got=f"{status.st_size} bytes", allowed="1 GiB")
+            explain(f"{what} {path.name}", got=f"{status.st_size} bytes", allowed="1 GiB")
         )
 
 
-def _lines(path: Path) -> Iterator[tuple[int, bytes]]:
+def raw_lines(path: Path) -> Iterator[tuple[int, bytes]]:
+    """Stream the lines of a text file with their numbers, from 1.
+
+    Raises:
+        DataError: UTF-16, a line over 64 KiB, or a failure to read.
+    """
     try:
         with path.open("rb") as stream:
             if stream.read(2) in (b"\xff\xfe", b"\xfe\xff"):
@@ -150,15 +164,24 @@ def _lines(path: Path) -> Iterator[tuple[int, bytes]]:
         raise DataError(explain(f"cannot read {path.name}: {error.strerror}")) from error
 
 
-def _parse_line(
-    path: Path, number: int, index: int, raw: bytes, is_json: bool, defaults: Defaults
-) -> Item | BadLine | None:
+def decoded(path: Path, number: int, raw: bytes) -> str:
+    """Decode one line, without the space around it.
+
+    Raises:
+        DataError: It is not UTF-8.
+    """
     try:
-        text = raw.decode("utf-8").strip()
+        return raw.decode("utf-8").strip()
     except UnicodeDecodeError as error:
         raise DataError(
             explain(f"{path.name} line {number} is not UTF-8 (byte {error.start + 1})")
         ) from error
+
+
+def _parse_line(
+    path: Path, number: int, index: int, raw: bytes, is_json: bool, defaults: Defaults
+) -> Item | BadLine | None:
+    text = decoded(path, number, raw)
     if not text or (not is_json and text.startswith("#")):
         return None
     try:

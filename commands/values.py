@@ -20,6 +20,7 @@ from ..core.messages import explain
 MAX_STEPS = 1000
 MAX_SEED = 2**64 - 1
 MAX_NUM = 10_000
+MAX_FRAMES = 1_000_000
 MAX_PROMPT = 10_000
 SIZE_STEP = 8
 MAX_SIZE = 4096

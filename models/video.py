@@ -186,7 +186,7 @@ class WholeBlocks(VideoBlocks):
                 values=values, is_known=known, frames=request.frames, actions=request.actions,
             ),
         )  # fmt: skip
-        self._blocks_per_part = -(-self._rollout.plan.num_blocks // self.num_parts)
+        self._events, self._finished = self._rollout.events(), set[int]()
 
     def _canvas(self) -> tuple[Tensor, Tensor]:
         values = empty_values(self.model, len(self.request.prompts), self.request.frames)
@@ -200,10 +200,17 @@ class WholeBlocks(VideoBlocks):
         return values, known
 
     def events(self, part: int) -> Iterator[Event]:
-        """Make a part, or take it in where it is given; yields rows and commits."""
-        count = self._blocks_per_part
-        for block in range(part * count, (part + 1) * count):
-            yield from self._rollout.block_events(block)
+        """Make a part, or take it in where it is given; yields rows and commits.
+
+        Schedules that work on several blocks at once run ahead into parts to come.
+        """
+        count = -(-self._rollout.plan.num_blocks // self.num_parts)
+        blocks = set(range(part * count, (part + 1) * count))
+        while not blocks <= self._finished:
+            event = next(self._events)
+            if event.kind == "commit":
+                self._finished.add(event.block)
+            yield event
 
     def set_prompts(self, prompts: Sequence[str]) -> None:
         """Change the prompts of the parts to come; what is cached stays as it was."""

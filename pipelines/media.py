@@ -23,7 +23,7 @@ from PIL import Image, ImageOps, PngImagePlugin, UnidentifiedImageError
 
 from ..core.errors import BlockloomError, DataError, ResourceError, UsageError
 from ..core.messages import explain
-from .params import Record, canonical_json
+from .params import ImageParams, Record, canonical_json, read_record
 
 TEXT_KEY = "blockloom"
 MAX_INPUT_BYTES = 20 * 2**20
@@ -113,7 +113,7 @@ def _fsync_folder(folder: Path) -> None:
         os.close(handle)
 
 
-def encode_png(image: Image.Image, record: Record | None = None) -> bytes:
+def encode_png(image: Image.Image, record: Record[Any] | None = None) -> bytes:
     """Encode a picture as PNG; equal pictures and records give equal bytes.
 
     Args:
@@ -136,7 +136,7 @@ def encode_png(image: Image.Image, record: Record | None = None) -> bytes:
 def save_png(
     image: Image.Image,
     path: str | Path,
-    metadata: Record | None = None,
+    metadata: Record[Any] | None = None,
     *,
     in_file: bool = True,
 ) -> str:
@@ -189,7 +189,7 @@ def is_done(path: Path, key: str) -> bool:
     )
 
 
-def read_metadata(path: str | Path) -> Record:
+def read_metadata(path: str | Path) -> Record[ImageParams]:
     """Read the record out of a PNG or a sidecar.
 
     Args:
@@ -213,7 +213,7 @@ def read_metadata(path: str | Path) -> Record:
             ),
         )
     try:
-        return Record.from_dict(json.loads(text), path.name)
+        return read_record(json.loads(text), ImageParams, path.name)
     except (ValueError, RecursionError) as error:
         if isinstance(error, BlockloomError):
             raise

@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass, field, fields
 from importlib import metadata as package_metadata
 from importlib.resources import files
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar, Generic, Self, TypeVar
 
 from ..core.errors import DataError, ModelError, nearest
 from ..core.messages import explain
@@ -24,54 +24,27 @@ _VERSIONED = ("torch", "diffusers", "transformers", "numpy", "pillow")
 
 
 @dataclass(frozen=True)
-class ImageParams:
-    """Everything that decides the pixels of one picture.
+class Params:
+    """What decides one output, whatever kind it is.
 
     Attributes:
         prompt: Text as the user wrote it, without the style words.
-        seed: Seed of this picture, 0 <= seed < 2**64.
+        seed: Seed of this output, 0 <= seed < 2**64.
         model: Model name or folder name (never an absolute path).
-        negative_prompt: What to steer away from, or None.
-        style: Style name appended to the prompt as ", NAME style", or None.
-        num_inference_steps: Rows of the schedule; None is the recipe's own number.
-        guidance_scale: 1 is off; None is the recipe's own value.
-        temperature: 0 is greedy; None is the recipe's own value.
-        top_k: Codes kept per draw; None keeps all.
-        top_p: Probability mass kept per draw; None keeps all.
-        height: Pixels; None is the recipe's own size.
-        width: Pixels; None is the recipe's own size.
-        dtype: float32, bfloat16 or float16.
-        region: What `edit` redraws, or None for a picture from nothing.
-        input_sha256: Hash of the edited picture's pixels, or None.
     """
+
+    kind: ClassVar[str] = ""
 
     prompt: str
     seed: int
     model: str
-    negative_prompt: str | None = None
-    style: str | None = None
-    num_inference_steps: int | None = None
-    guidance_scale: float | None = None
-    temperature: float | None = None
-    top_k: int | None = None
-    top_p: float | None = None
-    height: int | None = None
-    width: int | None = None
-    dtype: str = "float32"
-    region: str | None = None
-    input_sha256: str | None = None
-
-    @property
-    def full_prompt(self) -> str:
-        """The text the model reads: prompt plus style words."""
-        return f"{self.prompt}, {self.style} style" if self.style else self.prompt
 
     def to_dict(self) -> dict[str, Any]:
         """Return the parameters as plain JSON values, every field present."""
         return asdict(self)
 
     @classmethod
-    def from_dict(cls, record: dict[str, Any]) -> "ImageParams":
+    def from_dict(cls, record: dict[str, Any]) -> Self:
         """Read parameters back, refusing unknown keys and wrong types.
 
         Args:
@@ -97,7 +70,7 @@ class ImageParams:
         return cls(**record)
 
     def key(self, weights_sha256: str) -> str:
-        """Name the picture by content: sha256 of canonical JSON of parameters and weights.
+        """Name the output by content: sha256 of canonical JSON of parameters and weights.
 
         Args:
             weights_sha256: Hash of the weights, as `weights_hash` gives it.
@@ -109,8 +82,88 @@ class ImageParams:
         return hashlib.sha256(canonical_json(record).encode()).hexdigest()
 
 
-_STRINGS = {"prompt", "model", "negative_prompt", "style", "dtype", "region", "input_sha256"}
-_INTEGERS = {"seed", "num_inference_steps", "top_k", "height", "width"}
+@dataclass(frozen=True)
+class ImageParams(Params):
+    """Everything that decides the pixels of one picture.
+
+    Attributes:
+        negative_prompt: What to steer away from, or None.
+        style: Style name appended to the prompt as ", NAME style", or None.
+        num_inference_steps: Rows of the schedule; None is the recipe's own number.
+        guidance_scale: 1 is off; None is the recipe's own value.
+        temperature: 0 is greedy; None is the recipe's own value.
+        top_k: Codes kept per draw; None keeps all.
+        top_p: Probability mass kept per draw; None keeps all.
+        height: Pixels; None is the recipe's own size.
+        width: Pixels; None is the recipe's own size.
+        dtype: float32, bfloat16 or float16.
+        region: What `edit` redraws, or None for a picture from nothing.
+        input_sha256: Hash of the edited picture's pixels, or None.
+    """
+
+    kind: ClassVar[str] = "image"
+
+    negative_prompt: str | None = None
+    style: str | None = None
+    num_inference_steps: int | None = None
+    guidance_scale: float | None = None
+    temperature: float | None = None
+    top_k: int | None = None
+    top_p: float | None = None
+    height: int | None = None
+    width: int | None = None
+    dtype: str = "float32"
+    region: str | None = None
+    input_sha256: str | None = None
+
+    @property
+    def full_prompt(self) -> str:
+        """The text the model reads: prompt plus style words."""
+        return f"{self.prompt}, {self.style} style" if self.style else self.prompt
+
+
+@dataclass(frozen=True)
+class VideoParams(Params):
+    """Everything that decides the frames of one video.
+
+    Attributes:
+        num_frames: Frames of the file.
+        fps: Frames per second.
+        given: Frames at the start that were given, not made.
+        input_sha256: Hash of the given frames at the model's size, or None.
+        last_sha256: Hash of a given last frame, or None.
+        actions_sha256: Hash of the actions of a played world, or None.
+        session_sha256: Hash of the session file that was gone on with, or None.
+        num_inference_steps: Rows per block; None is the recipe's own number.
+        guidance_scale: 1 is off; None is the recipe's own value.
+        temperature: 0 is greedy; None is the recipe's own value.
+        dtype: float32, bfloat16 or float16.
+        scale: Every pixel is a square of this many pixels in the file.
+    """
+
+    kind: ClassVar[str] = "video"
+
+    num_frames: int | None = None
+    fps: float | None = None
+    given: int = 0
+    input_sha256: str | None = None
+    last_sha256: str | None = None
+    actions_sha256: str | None = None
+    session_sha256: str | None = None
+    num_inference_steps: int | None = None
+    guidance_scale: float | None = None
+    temperature: float | None = None
+    dtype: str = "float32"
+    scale: int = 1
+
+
+_STRINGS = {
+    "prompt", "model", "negative_prompt", "style", "dtype", "region", "input_sha256",
+    "last_sha256", "actions_sha256", "session_sha256",
+}  # fmt: skip
+_INTEGERS = {
+    "seed", "num_inference_steps", "top_k", "height", "width", "num_frames", "given", "scale",
+}  # fmt: skip
 
 
 def _check_type(name: str, value: Any, *, required: bool) -> None:
@@ -129,18 +182,21 @@ def _check_type(name: str, value: Any, *, required: bool) -> None:
         raise DataError(explain("parameter seed", got=value, allowed="0 to 2**64 - 1"))
 
 
+P = TypeVar("P", bound=Params)
+
+
 @dataclass(frozen=True)
-class Record:
+class Record(Generic[P]):
     """What a file carries about itself.
 
     Attributes:
-        params: Parameters of the picture.
+        params: Parameters of the picture or video.
         recipe: Name of the recipe that trained the model.
         weights_sha256: Hash of the weights.
         versions: Package name to version.
     """
 
-    params: ImageParams
+    params: P
     recipe: str
     weights_sha256: str
     versions: dict[str, str] = field(default_factory=dict)
@@ -149,7 +205,7 @@ class Record:
         """Return plain JSON values, with `key` so that a reader can compare at a glance."""
         return {
             "format": FORMAT,
-            "kind": "image",
+            "kind": self.params.kind,
             "prompt": self.params.prompt,
             "seed": self.params.seed,
             "recipe": self.recipe,
@@ -159,34 +215,42 @@ class Record:
             "params": self.params.to_dict(),
         }
 
-    @classmethod
-    def from_dict(cls, record: Any, where: str = "record") -> "Record":
-        """Read a record back.
 
-        Args:
-            record: Parsed JSON.
-            where: File name for messages.
+def read_record(record: Any, of: type[P], where: str = "record") -> Record[P]:
+    """Read a record back.
 
-        Raises:
-            DataError: Not a record of this program, or of a newer format.
-        """
-        if not isinstance(record, dict) or not isinstance(record.get("params"), dict):
-            raise DataError(
-                explain(f"{where} holds no blockloom parameters", hint="a file made by blockloom"),
-            )
-        if record.get("format") != FORMAT:
-            raise DataError(
-                explain(f"{where}: format", got=record.get("format"), allowed=str(FORMAT)),
-            )
-        versions = record.get("versions")
-        return cls(
-            params=ImageParams.from_dict(record["params"]),
-            recipe=str(record.get("recipe", "")),
-            weights_sha256=str(record.get("weights_sha256", "")),
-            versions={str(k): str(v) for k, v in versions.items()}
-            if isinstance(versions, dict)
-            else {},
+    Args:
+        record: Parsed JSON.
+        of: Parameters it should hold.
+        where: File name for messages.
+
+    Raises:
+        DataError: Not a record of this program, of a newer format, or of another kind of output.
+    """
+    if not isinstance(record, dict) or not isinstance(record.get("params"), dict):
+        raise DataError(
+            explain(f"{where} holds no blockloom parameters", hint="a file made by blockloom"),
         )
+    if record.get("format") != FORMAT:
+        raise DataError(
+            explain(f"{where}: format", got=record.get("format"), allowed=str(FORMAT)),
+        )
+    if record.get("kind", of.kind) != of.kind:
+        raise DataError(
+            explain(
+                f"{where} holds parameters of another kind", got=record["kind"], allowed=of.kind
+            )
+        )
+    versions = record.get("versions")
+    versions = versions if isinstance(versions, dict) else {}
+    return Record(
+        params=of.from_dict(record["params"]),
+        recipe=str(record.get("recipe", "")),
+        weights_sha256=str(record.get("weights_sha256", "")),
+        versions={str(k): str(v) for k, v in versions.items()}
+        if isinstance(versions, dict)
+        else {},
+    )
 
 
 def canonical_json(value: Any) -> str:

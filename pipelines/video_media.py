@@ -40,7 +40,7 @@ _OPTIONS = {
 _BT709 = 1
 _MAX_GIF_FPS = 50
 
-Metadata = Record | Mapping[str, Any]
+Metadata = Record[Any] | Mapping[str, Any]
 
 
 def video_codecs() -> dict[str, str]:

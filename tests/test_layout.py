@@ -97,6 +97,7 @@ def test_the_command_line_loads_no_torch() -> None:
     heavy = run_in_root(
         "import sys, blockloom.cli, blockloom.commands.generate, blockloom.commands.batch;"
         "import blockloom.commands.inspect, blockloom.commands.edit, blockloom.commands.train;"
+        "import blockloom.commands.play, blockloom.commands.edit_video;"
         "print(sorted({'torch', 'diffusers', 'transformers', 'gradio'} & set(sys.modules)))"
     )
     assert heavy == "[]"
