@@ -166,7 +166,7 @@ def _line(
     """Report one way to guess the frames ahead."""
     at = torch.tensor(horizons) - 1
     psnr = byte_psnr(frames, truth)
-    # The mean frame and copies stand still, so the very first change is not theirs to count.
+    # The mean frame jumps once, away from the last given frame, and then stands still.
     ours = (sharpness(frames).mean(0), motion(frames, last).mean(0))
     error = psnr[:, at].std(0) / math.sqrt(max(len(psnr), 1)) if len(psnr) > 1 else None
     return {

@@ -130,11 +130,10 @@ def endurance(
     dream = Dream(model, tokenizer, after.take(slice(0, 1)), seed=seed, steps=steps)
     script, last = _script(after, dream.per_block), after.last[:1]
     blocks = max(2, frames // dream.per_block)
-    # Touched now, so that writing to it later does not look like memory that grows.
-    table = torch.ones(blocks, 3)
-    seconds, memory = torch.ones(blocks, dtype=torch.float64), []
-    kept = {round(i * (blocks - 1) / (STRIP - 1)) for i in range(STRIP)}
-    strip = []
+    # Touched now, so that writing to them later does not look like memory that grows.
+    table, seconds = torch.ones(blocks, 3), torch.ones(blocks, dtype=torch.float64)
+    kept = sorted({round(i * (blocks - 1) / (STRIP - 1)) for i in range(STRIP)})
+    strip, memory = last.new_full((len(kept), *last.shape[2:]), 1), []
     settle = min(TAIL, blocks // 4)
     states = [0, 0]
     for block in range(blocks):
@@ -143,7 +142,7 @@ def endurance(
         table[block] = torch.stack([m.mean() for m in measured])
         last = drawn[:, -1:]
         if block in kept:
-            strip.append(drawn[0, -1])
+            strip[kept.index(block)] = drawn[0, -1]
         if block == settle:
             memory.append(resident_bytes())
             states[0] = dream.num_bytes
@@ -161,7 +160,7 @@ def endurance(
         },
         "collapse": collapse(table, after, max(1, min(TAIL // dream.per_block, blocks // 2))),
     }
-    return report, torch.stack(strip)
+    return report, strip
 
 
 def _time_report(seconds: Tensor) -> dict[str, Any]:

@@ -8,6 +8,7 @@ import pytest
 import torch
 from PIL import Image
 
+from blockloom import cli
 from blockloom.core.errors import DataError, ModelError, UsageError
 from blockloom.core.recipe import load_recipe
 from blockloom.tokenizers.video_build import build_video_tokenizer
@@ -181,6 +182,17 @@ def test_eval_of_a_pipeline_folder(clips, folder, tmp_path, monkeypatch):
     assert (report["model"], report["steps"], report["given_frames"]) == ("final", 1, 2)
     assert report["horizons"]["contexts"] == report["steering"]["contexts"] == 2
     assert "speed" not in report and "endurance" not in report
+
+
+def test_the_command_hands_its_flags_on(folder, tmp_path, monkeypatch, capsys):
+    asked = {}
+    monkeypatch.setattr(run, "evaluate", lambda *_, **settings: asked.update(settings) or {"n": 1})
+    (tmp_path / "clips.npz").write_bytes(b"not read here")
+    flags = ["--num", "2", "--steps", "3", "--endurance", "9", "--device", "cpu"]
+    assert cli.main(["eval", str(folder), "--data", str(tmp_path / "clips.npz"), *flags]) == 0
+    assert json.loads(capsys.readouterr().out) == {"n": 1}
+    assert (asked["num"], asked["steps"], asked["endurance"]) == (2, 3, 9)
+    assert cli.main(["eval", str(folder), "--data", "d", "--endurance", "1"]) == 2
 
 
 def test_worlds_that_say_nothing_are_not_steered_and_nonsense_is_refused(tmp_path):
