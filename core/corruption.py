@@ -353,6 +353,39 @@ def noise_levels(
     return shift_level(u, shift)
 
 
+def flight_levels(
+    batch: int,
+    flight: Int[Tensor, " rows"],
+    place: Int[Tensor, " rows"],
+    size: int,
+    generator: torch.Generator,
+    *,
+    shift: float = 1.0,
+) -> Float[Tensor, "batch rows"]:
+    """Draw the levels of blocks in flight together: each later one is one `size`-th noisier.
+
+    Half of the flights are under way, their oldest block in the last `size`-th; the others have
+    just begun, and blocks that have not are at level 1.
+
+    Args:
+        batch: Items.
+        flight: Number of the flight each row belongs to, any distinct numbers.
+        place: Place of the row's block in its flight, 0 = oldest.
+        size: Blocks of a full flight.
+        generator: Source of randomness.
+        shift: Timestep shift applied last.
+
+    Source: Rolling Forcing (arXiv:2509.25161), joint windows of rising noise; differs: levels are
+        continuous here.
+    """
+    names, index = flight.unique(return_inverse=True)
+    shape = (batch, len(names))
+    start = torch.rand(shape, generator=generator)
+    begun = torch.randint(size, shape, generator=generator)
+    start = start + torch.where(torch.rand(shape, generator=generator) < 0.5, 0, begun)
+    return shift_level(((start[:, index] + place) / size).clamp_max(1.0), shift)
+
+
 def swap_tokens(
     values: Float[Tensor, "batch tokens width"] | Int[Tensor, "batch tokens width"],
     largest_share: float,

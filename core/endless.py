@@ -40,8 +40,13 @@ class EndlessPlan(DecodePlan):
         super().__init__(
             table=plan.table, content=plan.content, prompt=plan.prompt, height=plan.height,
             width=plan.width, copies=plan.copies, shift=plan.shift, write=plan.write,
-            window=plan.window, sink=plan.sink,
+            window=plan.window, sink=plan.sink, groups=plan.groups, matrix=plan.matrix,
         )  # fmt: skip
+        if self.matrix != "autoregressive":
+            raise UsageError(
+                f'schedule.matrix = "{self.matrix}" in an endless rollout, which takes one block '
+                'after the other; set schedule.matrix to "autoregressive"'
+            )
         sizes = {len(rows) for rows in self.rows_of_block}
         if self.window is None or self.write not in ("separate", "fused", "block"):
             raise UsageError(

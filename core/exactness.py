@@ -6,12 +6,15 @@ core/proof.py shows.
 """
 
 from collections.abc import Iterator
+from dataclasses import replace
 from difflib import get_close_matches
+from typing import Any
 
 import torch
 
 from .closure import check_exact
 from .errors import ModelError
+from .grouping import regroup
 from .plan import DecodePlan, build_plan, mask_table
 from .recipe import Recipe, frames_per_block
 from .rules import RULES
@@ -66,22 +69,33 @@ def plan_violations(recipe: Recipe, plan: DecodePlan) -> list[str]:
     """List the violations of one laid-out plan."""
     if plan.write == "prefix" and plan.copies == 1:
         return _prefix_violations(plan)
-    commit = "separate" if plan.write == "prefix" else plan.write
-    report = check_exact(
-        plan.table,
-        plan.training_layout(),
-        commit=commit,
-        window=plan.window,
-        cache_per_branch=not condition_free_clean(recipe, plan),
-    )
-    return report.violations
+    commit = {"prefix": "separate"}.get(plan.write, plan.write)
+    # Riding with the next block or not: one copy sees what its table shows either way.
+    commit = "block" if plan.keeps_only_copy else commit
+    rolls = plan.matrix == "rolling"
+    together: dict[str, Any] = {"unit": "group", "window_unit": "group"} if rolls else {}
+    found = []
+    for group in plan.groups:
+        layout = plan.training_layout()
+        if recipe.layout.kind == "frames" and group != "site":
+            layout = regroup(layout, group, plan.height, plan.width)
+        report = check_exact(
+            plan.table,
+            layout,
+            commit=commit,
+            window=plan.window,
+            cache_per_branch=not condition_free_clean(recipe, plan),
+            **together,
+        )
+        found += report.violations
+    return found
 
 
 def condition_free_clean(recipe: Recipe, plan: DecodePlan) -> bool:
     """Whether clean rows are told no prompt, so that guidance branches share one cache."""
     condition = recipe.condition
     told = (condition.adaln or condition.cross) and "clean" in condition.modulate
-    told |= plan.write == "block"  # the kept rows are the noisy ones
+    told |= plan.keeps_only_copy  # the kept rows are the noisy ones
     return not told and not plan.num_prompt_rows
 
 
@@ -103,7 +117,10 @@ def _plans(recipe: Recipe) -> Iterator[DecodePlan]:
     layout = recipe.layout
     if layout.kind == "frames":
         together = frames_per_block(layout.block) or 1
-        yield build_plan(recipe, 1, 2, frames=together * _num_blocks(recipe))
+        plan = build_plan(recipe, 1, 2, frames=together * _num_blocks(recipe))
+        # Blocks in flight train together in sets that start anywhere.
+        for offset in range(plan.flight if plan.matrix == "rolling" else 1):
+            yield replace(plan, offset=offset)
         return
     height, width = _grid_for(recipe)
     yield build_plan(recipe, height, width)
@@ -117,8 +134,12 @@ def _plans(recipe: Recipe) -> Iterator[DecodePlan]:
 
 
 def _num_blocks(recipe: Recipe) -> int:
-    """At least four blocks, and enough of them for the window to evict."""
-    return max(MIN_BLOCKS, (recipe.cache.window or 0) + recipe.cache.sink + 2)
+    """At least four blocks, and enough of them to evict and to fly."""
+    return max(
+        MIN_BLOCKS,
+        (recipe.cache.window or 0) + recipe.cache.sink + 2,
+        2 * recipe.schedule.flight + 2,
+    )
 
 
 def _grid_for(recipe: Recipe) -> tuple[int, int]:

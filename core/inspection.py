@@ -13,6 +13,7 @@ from torch import Tensor
 
 from .attention import Lowered
 from .cache import CacheView, KVCache
+from .grouping import PerLayer
 from .layout import Layout
 from .plan import DecodePlan, build_plan, grid_of
 from .recipe import Recipe
@@ -41,8 +42,8 @@ class RandomDecoder:
         )  # fmt: skip
 
     def forward(
-        self, values: Tensor, is_masked: Tensor, layout: Layout, level: Tensor, lowered: Lowered,
-        view: CacheView | None,
+        self, values: Tensor, is_masked: Tensor, layout: Layout, level: Tensor,
+        lowered: Lowered | PerLayer, view: CacheView | None,
     ) -> Tensor:  # fmt: skip
         """Return zeros of the right shape."""
         return torch.zeros(values.shape[0], layout.num_tokens, 1)

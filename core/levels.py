@@ -1,12 +1,12 @@
 """Level matrices: which noise level every block has before and after every row.
 
 What it is: M[rows + 1, blocks]; row s runs the model with blocks at M[s] and leaves them at
-M[s + 1] (1 = noise or masked, 0 = clean), for the four published shapes.
+M[s + 1] (1 = noise or masked, 0 = clean), for the published shapes.
 What it does not know: update rules, counts, models, caches.
 Invariants: row 0 is all 1, the last row all 0, no block ever rises, every row moves a block.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -14,7 +14,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from .errors import UsageError, check_count, check_divisible, describe
+from .errors import UsageError, check_count, check_divisible, check_one_of, describe
 
 
 @dataclass(frozen=True)
@@ -117,6 +117,52 @@ def sliding(
     check_count("window", window)
     check_divisible("number of steps of a sliding window", len(levels) - 1, window)
     return diagonal(levels, num_blocks, (len(levels) - 1) // window)
+
+
+def trapezoid(
+    levels: Sequence[float | int], num_blocks: int, delay: int = 1
+) -> Float[Tensor, "rows blocks"]:
+    """Start at both ends and move inwards, `delay` rows between neighbours.
+
+    Args:
+        levels: Levels of one block.
+        num_blocks: Blocks.
+        delay: Rows between the starts of neighbours, >= 0.
+
+    Source: Diffusion Forcing (arXiv:2407.01392), trapezoid sampling of its released code.
+
+    Example:
+        >>> trapezoid([1, 0.5, 0], 3).tolist()
+        [[1.0, 1.0, 1.0], [0.5, 1.0, 0.5], [0.0, 0.5, 0.0], [0.0, 0.0, 0.0]]
+    """
+    half = diagonal(levels, (num_blocks + 1) // 2, delay)
+    return torch.cat((half, half[:, : num_blocks // 2].flip(1)), 1)
+
+
+def level_matrix(
+    kind: str, levels: Sequence[float | int], num_blocks: int, *, delay: int = 1, flight: int = 1
+) -> Float[Tensor, "rows blocks"]:
+    """Build the matrix a recipe's `schedule.matrix` names.
+
+    Args:
+        kind: "autoregressive", "pyramid", "trapezoid", "full" or "rolling".
+        levels: Levels of one block.
+        num_blocks: Blocks.
+        delay: Of "pyramid" and "trapezoid".
+        flight: Blocks in flight of "rolling".
+
+    Raises:
+        UsageError: Unknown kind, or sizes the kind does not take.
+    """
+    kinds: dict[str, Callable[[], Tensor]] = {
+        "autoregressive": lambda: staircase(levels, num_blocks),
+        "pyramid": lambda: diagonal(levels, num_blocks, delay),
+        "trapezoid": lambda: trapezoid(levels, num_blocks, delay),
+        "full": lambda: flat(levels, num_blocks),
+        "rolling": lambda: sliding(levels, num_blocks, flight),
+    }
+    check_one_of("schedule.matrix", kind, tuple(kinds))
+    return kinds[kind]()
 
 
 def check_matrix(matrix: Float[Tensor, "rows blocks"]) -> None:

@@ -30,7 +30,8 @@ class AdvancePlan:
             as it is produced; `"block"`: one copy, each block after its last row of the schedule;
             `"none"`: no cache.
         window: Blocks (or `order` ranks) the cache serves, own counted, sinks not; None = all.
-        window_unit: `"block"`, `"order"`, or None = order for token commits, else block.
+        window_unit: `"block"`, `"order"`, `"group"` (blocks in flight see the past of the first of
+            them), or None = order for token commits, else block.
         counts_own: False: the cache was built to hold `window` PAST blocks, not `window - 1`.
         evict: Whether a fused pass evicts `"after"` it or `"before"` it.
         unit: What one noisy pass covers: `"block"`, `"group"` (a window of blocks) or `"all"`.
@@ -51,7 +52,7 @@ class AdvancePlan:
     def __post_init__(self) -> None:
         allowed = {
             "commit": COMMITS,
-            "window_unit": (None, "block", "order"),
+            "window_unit": (None, "block", "order", "group"),
             "evict": ("after", "before"),
             "unit": ("block", "group", "all"),
             "noisy_sees": SEEN,

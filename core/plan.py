@@ -13,9 +13,10 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from .attention import Lowered, lower
+from .attention import Lowered
 from .cache import CacheView
 from .corruption import segment_sizes
+from .grouping import PerLayer, lower_layers
 from .layout import Copy, Layout, Role
 from .layouts import frames as lay_out_frames
 from .layouts import grid, prefix, two_copy
@@ -32,7 +33,10 @@ class DecodePlan:
     """Layouts of one recipe at one size.
 
     `content` carries clean labels (copy, level) for two-copy and shifted recipes and noisy ones for
-    single-copy bidirectional recipes; `write` is the recipe's commit policy.
+    single-copy bidirectional recipes; `write` is the recipe's commit policy. `groups` are the
+    groupings that layers take in turn. `matrix` and `delay` say which blocks are in flight
+    together, at most `flight` of them; `offset` is where the first full set of them starts in
+    training (recipes whose blocks in flight see each other).
     """
 
     table: MaskTable
@@ -45,6 +49,11 @@ class DecodePlan:
     write: str
     window: int | None = None
     sink: int = 0
+    groups: tuple[str, ...] = ("site",)
+    matrix: str = "autoregressive"
+    delay: int = 1
+    flight: int = 1
+    offset: int = 0
     rows_of_block: list[Tensor] = field(init=False)
     _memo: dict = field(init=False, default_factory=dict)
 
@@ -78,18 +87,47 @@ class DecodePlan:
         return self.write in ("separate", "block")
 
     @property
+    def keeps_only_copy(self) -> bool:
+        """True when there is one copy and its finished rows, run again at level 0, are kept."""
+        return self.copies == 1 and self.write in ("block", "fused")
+
+    @property
     def keeps_blocks(self) -> bool:
         """True when a finished block is context for later ones by rows of its own."""
-        return self.copies == 2 or bool(self.shift) or self.write == "block"
+        return self.copies == 2 or bool(self.shift) or self.keeps_only_copy
 
     def clean_rows(self, block: int) -> Layout:
         """Rows that make a finished block permanent: the clean copy, or the only one at level 0."""
-        copy = Copy.NOISY if self.write == "block" else Copy.CLEAN
+        copy = Copy.NOISY if self.keeps_only_copy else Copy.CLEAN
         return self._remember(("clean", block), copy, 0.0)
 
     def noisy_rows(self, block: int) -> Layout:
         """Rows that predict a block."""
         return self._remember(("noisy", block), Copy.NOISY, 1.0)
+
+    def flying_rows(self, block: int, first: int) -> Layout:
+        """Rows that predict a block while `first` is the oldest block in flight."""
+        if self.groups != ("block",):
+            return self.noisy_rows(block)
+        key = ("flying", block, first)
+        if key not in self._memo:
+            self._memo[key] = self.noisy_rows(block).replace(group=first)
+        return self._memo[key]
+
+    def in_flight(self, first: int, newest: int) -> range:
+        """Blocks whose rows run together.
+
+        Args:
+            first: The oldest unfinished block.
+            newest: The newest block that moves.
+
+        Returns:
+            `first` up to `newest`; for rolling recipes always as many as train together, and where
+            finished blocks are not kept all that came before, too.
+        """
+        if self.matrix == "rolling":
+            newest = first + self.flight - 1
+        return range(first if self.keeps_blocks else 0, min(newest + 1, self.num_blocks))
 
     def _remember(self, key: tuple, copy: Copy, level: float) -> Layout:
         if key not in self._memo:
@@ -106,30 +144,45 @@ class DecodePlan:
             self._memo[key] = (Layout.cat(parts), parts)  # the parts keep their ids alive
         return self._memo[key][0]
 
-    def lowered(self, active: Layout, view: CacheView | None) -> Lowered:
+    def lower(self, queries: Layout, keys: Layout, backend: str = "auto") -> Lowered | PerLayer:
+        """Lower the table, for every grouping of the layers."""
+        return lower_layers(
+            self.table, queries, keys, self.groups, self.height, self.width, backend=backend
+        )
+
+    def lowered(self, active: Layout, view: CacheView | None) -> Lowered | PerLayer:
         """Lower the table for one decode pass.
 
         The past of a plan is a function of its length, so the result is remembered by it.
         """
         past = 0 if view is None else view.length
         if active.is_batched or (view is not None and view.is_batched):
-            return lower(self.table, active, active if view is None else view.layout)
+            return self.lower(active, active if view is None else view.layout)
         key = ("lower", id(active), past)
         if key not in self._memo:
             keys = active if view is None else view.layout
-            self._memo[key] = (lower(self.table, active, keys), active)
+            self._memo[key] = (self.lower(active, keys), active)
         return self._memo[key][0]
 
-    def training_layout(self) -> Layout:
+    def training_layout(self, offset: int | None = None) -> Layout:
         """Layout of one training forward: prompt rows, then clean, then noisy rows.
 
         Shifted recipes leave out the last token, which predicts nothing.
+
+        Args:
+            offset: First block of a full flight; None = the plan's own.
         """
         content = self.content
         if self.shift:
             content = content.take(slice(0, content.num_tokens - 1))
         full = content if self.prompt is None else Layout.cat([self.prompt, content])
-        return two_copy(full) if self.copies == 2 else full
+        full = two_copy(full) if self.copies == 2 else full
+        if self.groups != ("block",):
+            return full
+        flight = _first_in_flight(
+            full.block, self.offset if offset is None else offset, self.flight
+        )
+        return full.replace(group=torch.where(full.copy == Copy.NOISY, flight, full.block))
 
     def capacity(self) -> int:
         """Cache slots a whole rollout needs per row."""
@@ -137,6 +190,12 @@ class DecodePlan:
             return self.num_prompt_rows + self.num_slots
         widest = max(len(rows) for rows in self.rows_of_block)
         return self.num_prompt_rows + (self.window + self.sink + 1) * widest
+
+
+def _first_in_flight(block: Tensor, offset: int, flight: int) -> Tensor:
+    """First block of the flight each block belongs to; blocks before `offset` fly together."""
+    start = offset + (block - offset).div(flight, rounding_mode="floor") * flight
+    return start.clamp_min(0)
 
 
 def mask_table(recipe: Recipe) -> MaskTable:
@@ -197,8 +256,7 @@ def build_plan(
     """
     layout = recipe.layout
     if layout.kind == "frames":
-        together = frames_per_block(layout.block) or 1
-        content = lay_out_frames(frames or layout.frames, height, width, together)
+        content = _clip(layout.block, frames or layout.frames, height, width)
     elif layout.kind == "stream":
         content = _stream(layout.text_tokens, height, width, span, bool(layout.spans))
     else:
@@ -207,12 +265,18 @@ def build_plan(
         content = _permuted(content, generator)
     if generator is not None and layout.split == "random":
         content = _resplit(content, generator)
+    if layout.groups == ("block",):
+        content = content.replace(group=content.block)
     if layout.copies == 1 and not layout.shift:
         content = content.replace(copy=int(Copy.NOISY), level=1.0)
     if recipe.cache.sink:
         is_sink = content.block < recipe.cache.sink
         content = content.replace(role=content.role | is_sink.long() * int(Role.SINK))
     rows = num_prompt_rows(recipe)
+    schedule, num_blocks = recipe.schedule, int(content.block.max()) + 1
+    flight, offset = blocks_in_flight(recipe, num_blocks), 0
+    if generator is not None and schedule.matrix == "rolling":
+        offset = int(torch.randint(flight, (), generator=generator))
     return DecodePlan(
         table=mask_table(recipe),
         content=content,
@@ -224,7 +288,30 @@ def build_plan(
         write=recipe.cache.write,
         window=recipe.cache.window,
         sink=recipe.cache.sink,
+        groups=layout.groups,
+        matrix=schedule.matrix,
+        delay=schedule.delay,
+        flight=flight,
+        offset=offset,
     )
+
+
+def blocks_in_flight(recipe: Recipe, num_blocks: int) -> int:
+    """Most blocks that are between noise and clean at the same time."""
+    schedule = recipe.schedule
+    most = {
+        "autoregressive": 1,
+        "pyramid": -(-schedule.steps // schedule.delay),
+        "rolling": schedule.flight,
+    }
+    return min(most.get(schedule.matrix, num_blocks), num_blocks)
+
+
+def _clip(block: int | str, frames: int, height: int, width: int) -> Layout:
+    """Lay out the frames of a video in blocks of frames, of one token, or of everything."""
+    together = frames if block == "all" else frames_per_block(block) or 1
+    content = lay_out_frames(frames, height, width, together)
+    return content.replace(block=content.order) if block == "token" else content
 
 
 def _prompt_rows(content: Layout, rows: int, is_windowed: bool) -> Layout:

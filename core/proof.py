@@ -8,11 +8,10 @@ It knows no models: a `Decoder` runs both sides.
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Bool
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from .layout import Copy, Layout
-from .lowering import lower
 from .plan import DecodePlan
 from .rollout import Decoder, Rollout
 from .sampling import item_generator
@@ -36,13 +35,20 @@ class Contents:
     """Teacher-forced contents: what every row holds.
 
     `values` [batch, slots, ...] are the clean tokens; `is_masked` the slots hidden in noisy rows;
-    `noisy` the noisy latents of recipes that denoise (None otherwise) and `level` their level.
+    `noisy` the noisy latents of recipes that denoise (None otherwise) and `level` their level, one
+    number or one per slot.
     """
 
     values: Tensor
     is_masked: Bool[Tensor, "batch slots"]
     noisy: Tensor | None = None
-    level: float = 0.5
+    level: float | Float[Tensor, " slots"] = 0.5
+
+    def levels(self, source: Int[Tensor, " rows"]) -> Float[Tensor, " rows"]:
+        """Levels of the noisy rows of some slots."""
+        if isinstance(self.level, Tensor):
+            return self.level[source]
+        return torch.full(source.shape, self.level)
 
 
 def training_forward(
@@ -50,21 +56,23 @@ def training_forward(
 ) -> tuple[Layout, Tensor]:
     """Run the masked forward over the training layout; returns its rows and hidden states.
 
-    With one copy (`cache.write = "block"`) the levels say what is known: `block` and later blocks
-    are noisy, earlier ones at level 0; None = all at level 0.
+    With one copy whose finished rows are kept the levels say what is known: `block` and later
+    blocks are noisy, earlier ones at level 0; None = all at level 0. Where blocks fly together,
+    `block` is the first of a full flight.
     """
-    layout = plan.training_layout()
+    flies = plan.matrix == "rolling" and block is not None
+    layout = plan.training_layout(block if flies else None)
     source = layout.source.clamp_min(0)
     is_noisy = layout.copy == Copy.NOISY
-    if plan.write == "block":
+    if plan.keeps_only_copy:
         is_noisy &= layout.block >= (plan.num_blocks if block is None else block)
     values, is_masked = contents.values[:, source], contents.is_masked[:, source] & is_noisy
     level = is_masked.float()
     if contents.noisy is not None:
         values = torch.where(is_noisy[:, None], contents.noisy[:, source], values)
         is_masked = torch.zeros_like(is_masked)
-        level = torch.where(is_noisy, contents.level, 0.0).expand(is_masked.shape).float()
-    lowered = lower(plan.table, layout, layout, backend="dense")
+        level = torch.where(is_noisy, contents.levels(source), 0.0).expand(is_masked.shape).float()
+    lowered = plan.lower(layout, layout, "dense")
     return layout, decoder.forward(values, is_masked, layout, level, lowered, None)
 
 
@@ -80,15 +88,23 @@ def decode_forward(
         record=lambda rows, hidden: passes.append((rows, hidden)),
     )  # fmt: skip
     for block in range(plan.num_blocks):
-        source = plan.sources(block)
-        how = {}
-        if contents.noisy is not None:
-            how = {"block_values": contents.noisy[:, source], "level": contents.level}
-        rollout.predict_rows(block, **how)
-        rollout.is_known[:, source] = True
+        if contents.noisy is None:
+            rollout.predict_rows(block)
+        else:
+            _fly(rollout, contents, contents.noisy, block)
+        rollout.is_known[:, plan.sources(block)] = True
         for _ in rollout.finish(block):
             pass
     return passes
+
+
+def _fly(rollout: Rollout, contents: Contents, noisy: Tensor, block: int) -> None:
+    """Run a block with as many later ones as may be in flight with it."""
+    plan = rollout.plan
+    blocks = plan.in_flight(block, block + plan.flight - 1)
+    source = torch.cat([plan.sources(b) for b in blocks])
+    rows = [plan.flying_rows(b, block) for b in blocks]
+    rollout.run_rows(rows, block, block_values=noisy[:, source], level=contents.levels(source))
 
 
 def compare(plan: DecodePlan, decoder: Decoder, contents: Contents) -> Parity:
@@ -101,7 +117,7 @@ def compare(plan: DecodePlan, decoder: Decoder, contents: Contents) -> Parity:
     place = {key: row for row, key in enumerate(_keys(layout))}
     worst, count = 0.0, 0
     for rows, hidden in decode_forward(plan, decoder, contents):
-        if plan.write == "block":
+        if plan.keeps_only_copy or plan.matrix == "rolling":
             noisy = rows.block[rows.level > 0]
             block = int(noisy[0]) if len(noisy) else None
             trained = training_forward(plan, decoder, contents, block)[1]

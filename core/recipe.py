@@ -7,6 +7,7 @@ combination is refused with one line that names the nearest legal value.
 The recipe does not know what an image is: sizes of the data come from the tokenizer at run time.
 """
 
+import re
 from difflib import get_close_matches
 from importlib import resources
 from pathlib import Path
@@ -37,9 +38,13 @@ class LayoutSpec(_Section):
     """Which tokens stand in the sequence.
 
     `block` is "token", "row", "all", "tile:HxW" or a number of tokens in raster order.
-    `kind` "frames" is a video: `frames` latent frames train together, and `block` is "frame" or
-    "frames:N". `copies` 2 = a clean and a noisy copy of every token. `shift` 1 = the row before a
-    token predicts it. `spans` > 0 moves that many spans to the end during training (CM3).
+    `kind` "frames" is a video: `frames` latent frames train together, and `block` is "frame",
+    "frames:N", "token" or "all". `copies` 2 = a clean and a noisy copy of every token. `shift` 1 =
+    the row before a token predicts it. `spans` > 0 moves that many spans to the end during
+    training (CM3).
+    `group` says what the mask's `group` is in a video: "site" (place in the frame), "frame",
+    "block" (of noisy rows: the first block in flight with theirs), "window:TxHxW" or
+    "window:TxHxW:shifted" (by half a window). Several are taken by the layers in turn.
     """
 
     kind: Literal["grid", "stream", "frames"] = "grid"
@@ -51,6 +56,12 @@ class LayoutSpec(_Section):
     split: Literal["fixed", "random"] = "fixed"
     spans: int = Field(0, ge=0, le=8)
     text_tokens: int = Field(0, ge=0, le=512)
+    group: str | tuple[str, ...] = "site"
+
+    @property
+    def groups(self) -> tuple[str, ...]:
+        """The groupings, one per layer in turn."""
+        return (self.group,) if isinstance(self.group, str) else self.group
 
 
 class ConditionSpec(_Section):
@@ -70,7 +81,10 @@ class ConditionSpec(_Section):
 
 
 class BackboneSpec(_Section):
-    """Size of the transformer. `level` = which copies are told their noise level."""
+    """Size of the transformer. `level` = which copies are told their noise level.
+
+    `decay` > 0 lowers attention scores with distance along the first axis (frames of a video).
+    """
 
     dim: int = Field(128, ge=16, le=8192)
     layers: int = Field(4, ge=1, le=128)
@@ -79,6 +93,7 @@ class BackboneSpec(_Section):
     mlp_ratio: float = Field(8 / 3, gt=0.0, le=16.0)
     level: Literal["none", "adaln", "add"] = "none"
     rope_theta: float = Field(100.0, gt=1.0)
+    decay: float = Field(0.0, ge=0.0, le=100.0)
 
     @model_validator(mode="after")
     def _divides(self) -> "BackboneSpec":
@@ -102,23 +117,31 @@ class CorruptionSpec(_Section):
     `context` > 0 also damages the clean copy (what later blocks look back on), without telling the
     model: up to that share of an item's tokens is swapped for another item's (tokens), or noise up
     to that level is added (latents). A model trained so leans on the prompt and forgives its own
-    mistakes when it decodes.
+    mistakes when it decodes. `clean` is for recipes with one copy: the share of blocks that stay
+    clean and carry no loss, so that training sees finished context. `per`: levels and ratios are
+    drawn per item, per block, or rise over the blocks that are in flight together.
     """
 
     kind: Literal["none", "mask", "flow", "ddpm", "spans"] = "none"
     ratio: Literal["cosine", "uniform", "arccos", "truncnorm", "givt", "ardm"] = "cosine"
     exact_count: bool = True
-    per: Literal["sample", "block"] = "sample"
+    per: Literal["sample", "block", "flight"] = "sample"
     loss_on: Literal["masked", "all"] = "masked"
     weight: Literal["none", "inverse_ratio", "ardm", "segment"] = "none"
     label_smoothing: float = Field(0.0, ge=0.0, lt=1.0)
     level: Literal["uniform", "logit_normal"] = "uniform"
     level_shift: float = Field(1.0, gt=0.0, le=100.0)
     context: float = Field(0.0, ge=0.0, le=1.0)
+    clean: float = Field(0.0, ge=0.0, lt=1.0)
 
 
 class ScheduleSpec(_Section):
-    """How a block is filled: how many rows, which order, what is accepted, how levels fall."""
+    """How a block is filled: how many rows, which order, what is accepted, how levels fall.
+
+    `matrix` says how blocks that denoise follow each other: "autoregressive": one after the other;
+    "pyramid": each starts `delay` rows after the one before it; "trapezoid": the same from both
+    ends inwards; "full": all together; "rolling": `flight` of them together, evenly spread.
+    """
 
     steps: int = Field(8, ge=1, le=1000)
     count: str = "cosine"
@@ -135,14 +158,18 @@ class ScheduleSpec(_Section):
     guidance_ramp: str = "constant"
     update: Literal["euler", "renoise", "dpm", "unipc"] = "euler"
     level_shift: float = Field(1.0, gt=0.0, le=100.0)
+    matrix: Literal["autoregressive", "pyramid", "trapezoid", "full", "rolling"] = "autoregressive"
+    delay: int = Field(1, ge=1, le=1000)
+    flight: int = Field(1, ge=1, le=64)
 
 
 class CacheSpec(_Section):
     """What becomes permanent and when. `exact: true` is refused unless the checker proves it.
 
-    `write` "separate": a pass over the clean rows after every block; "fused": that pass rides with
-    the next block; "block": the same for recipes with one copy, whose finished rows are run once
-    more at level 0 (diffusion forcing); "token": every token as it is drawn; "prefix": the prompt.
+    `write` "separate": a pass over the clean rows after every block; "block": the same for recipes
+    with one copy, whose finished rows are run once more at level 0 (diffusion forcing); "fused":
+    that pass rides with the next block, for one or two copies; "token": every token as it is
+    drawn; "prefix": the prompt.
     """
 
     write: Literal["none", "prefix", "token", "separate", "fused", "block"] = "none"
@@ -201,6 +228,19 @@ class TrainSpec(_Section):
     init_from: str | None = None
 
 
+class DistillSpec(_Section):
+    """Learning in few steps from a teacher that is trained beside the student.
+
+    Until `init_steps` both learn from the data; then `critic_steps` steps of the critic take turns
+    with one of the student. `history` "own": the student's frames follow its own (self forcing);
+    "data": they follow the data's (CausVid).
+    """
+
+    init_steps: int = Field(500, ge=1)
+    critic_steps: int = Field(2, ge=1, le=100)
+    history: Literal["own", "data"] = "own"
+
+
 class LearnsSpec(_Section):
     """The learning check: what was trained, against which baseline, and what it reached.
 
@@ -232,6 +272,7 @@ class Recipe(_Section):
     cache: CacheSpec = CacheSpec()
     head: HeadSpec = HeadSpec()
     train: TrainSpec = TrainSpec()
+    distill: DistillSpec | None = None
     learns: LearnsSpec | None = None
 
     @model_validator(mode="after")
@@ -249,8 +290,8 @@ def _combination_errors(recipe: Recipe) -> list[str]:
         errors.append(f'layout.block = {layout.block!r} with layout.shift = 1; set "token"')
     if layout.shift == 1 and layout.copies == 2:
         errors.append("layout.copies = 2 with layout.shift = 1; set copies to 1")
-    if cache.write in ("separate", "fused") and layout.copies == 1:
-        errors.append(f'cache.write = "{cache.write}" needs layout.copies = 2; set "none"')
+    if cache.write == "separate" and layout.copies == 1:
+        errors.append('cache.write = "separate" needs layout.copies = 2; set "block" or "none"')
     if cache.write == "token" and layout.shift == 0:
         errors.append('cache.write = "token" needs layout.shift = 1; set "none" or "separate"')
     if cache.write == "block" and (layout.copies == 2 or layout.shift == 1):
@@ -276,13 +317,20 @@ def _combination_errors(recipe: Recipe) -> list[str]:
             f"corruption.context = {corruption.context:g} needs layout.copies = 2; "
             "set corruption.context to 0"
         )
+    if corruption.clean and layout.copies == 2:
+        errors.append(
+            f"corruption.clean = {corruption.clean:g} needs layout.copies = 1; "
+            "set corruption.clean to 0"
+        )
     if layout.split == "random" and layout.copies != 2:
         errors.append('layout.split = "random" needs layout.copies = 2; set "fixed"')
-    alone = layout.copies == 1 and cache.write != "block"
+    alone = layout.copies == 1 and cache.write not in ("block", "fused")
+    alone &= recipe.schedule.matrix == "autoregressive"
     if head.kind == "patch" and alone and layout.block != "all":
         errors.append(
             f'layout.block = {layout.block!r} with head.kind = "patch" needs layout.copies = 2 or '
-            'cache.write = "block"; set layout.block to "all", or one of them'
+            'cache.write = "block" or "fused", or a schedule.matrix with several blocks in flight; '
+            'set layout.block to "all", or one of them'
         )
     if cache.window is not None and cache.write in ("none", "prefix"):
         errors.append(
@@ -291,7 +339,7 @@ def _combination_errors(recipe: Recipe) -> list[str]:
         )
     if cache.sink and cache.window is None:
         errors.append(f"cache.sink = {cache.sink} needs cache.window; set cache.sink to 0")
-    errors += _video_errors(recipe)
+    errors += _video_errors(recipe) + _flight_errors(recipe)
     if (layout.kind == "stream") != (layout.text_tokens > 0):
         errors.append("layout.text_tokens must be > 0 exactly when layout.kind is stream; try 32")
     return errors
@@ -305,15 +353,72 @@ def frames_per_block(block: int | str) -> int | None:
     return int(count) if name == "frames" and count.isdecimal() and int(count) else None
 
 
+def window_of(group: str) -> tuple[int, int, int, bool] | None:
+    """Read a `layout.group` "window:TxHxW[:shifted]" as sizes and shift; None where it is none."""
+    match = re.fullmatch(r"window:([1-9]\d*)x([1-9]\d*)x([1-9]\d*)(:shifted)?", group)
+    return match and (int(match[1]), int(match[2]), int(match[3]), match[4] is not None)
+
+
+def _flight_errors(recipe: Recipe) -> list[str]:
+    """What several blocks in flight together need."""
+    schedule, layout, errors = recipe.schedule, recipe.layout, []
+    matrix, rolls = schedule.matrix, schedule.matrix == "rolling"
+    if matrix != "autoregressive" and recipe.head.kind != "patch":
+        errors.append(
+            f'schedule.matrix = "{matrix}" with head.kind = "{recipe.head.kind}"; '
+            'set "autoregressive"'
+        )
+    if matrix != "autoregressive" and schedule.update in ("dpm", "unipc"):
+        errors.append(
+            f'schedule.update = "{schedule.update}" keeps a history of one block, and '
+            f'schedule.matrix = "{matrix}" has several in flight; set schedule.update to "euler"'
+        )
+    if layout.copies == 2 and matrix not in ("autoregressive", "rolling"):
+        errors.append(f'schedule.matrix = "{matrix}" needs layout.copies = 1; set "rolling"')
+    if rolls and (layout.copies == 1 or layout.groups != ("block",)):
+        errors.append('schedule.matrix = "rolling" needs layout.copies = 2, layout.group = block')
+    if matrix in ("pyramid", "trapezoid") and schedule.delay > schedule.steps:
+        errors.append(
+            f"schedule.delay = {schedule.delay} is more than schedule.steps = {schedule.steps}; "
+            f"try {schedule.steps}"
+        )
+    if rolls and schedule.steps % schedule.flight:
+        errors.append(
+            f"schedule.steps = {schedule.steps} must be a multiple of schedule.flight = "
+            f"{schedule.flight}; try {-(-schedule.steps // schedule.flight) * schedule.flight}"
+        )
+    if (recipe.corruption.per == "flight") != rolls:
+        wanted = "flight" if rolls else "block"
+        errors.append(
+            f'corruption.per = "{recipe.corruption.per}" with schedule.matrix = "{matrix}"; '
+            f'set corruption.per to "{wanted}"'
+        )
+    return errors
+
+
+def _group_errors(layout: LayoutSpec) -> list[str]:
+    odd = [g for g in layout.groups if g not in ("site", "frame", "block") and not window_of(g)]
+    if odd or not layout.groups:
+        near = get_close_matches(str(odd[:1]), ["site", "frame", "block", "window:2x2x2"], 1, 0.0)
+        return [f"layout.group = {layout.group!r}; nearest legal value {near[0]!r}"]
+    if layout.groups != ("site",) and layout.kind != "frames":
+        return [f'layout.group = {layout.group!r} needs layout.kind = "frames"; set "site"']
+    if "block" in layout.groups and len(layout.groups) > 1:
+        return [f'layout.group = {layout.group!r}: "block" stands alone; set "block"']
+    return []
+
+
 def _video_errors(recipe: Recipe) -> list[str]:
     layout = recipe.layout
-    is_video, fits = layout.kind == "frames", frames_per_block(layout.block) is not None
+    is_video, in_frames = layout.kind == "frames", frames_per_block(layout.block) is not None
     errors = []
-    if is_video != fits:
-        wanted = '"frame" or "frames:N"' if is_video else '"all", "row" or "token"'
+    if in_frames != is_video and not (is_video and layout.block in ("token", "all")):
+        wanted = '"frame", "frames:N", "token"' if is_video else '"all", "row"'
+        wanted += ' or "all"' if is_video else ' or "token"'
         errors.append(
             f'layout.block = {layout.block!r} with layout.kind = "{layout.kind}"; set {wanted}'
         )
+    errors += _group_errors(layout)
     if layout.frames > 1 and not is_video:
         errors.append(f'layout.frames = {layout.frames} needs layout.kind = "frames"; set 1')
     if recipe.condition.actions and not is_video:

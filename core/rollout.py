@@ -23,7 +23,9 @@ from torch import Tensor
 
 from .attention import Lowered
 from .cache import CacheView, KVCache
-from .errors import UsageError
+from .errors import UsageError, check_range
+from .flight import Flight
+from .grouping import PerLayer
 from .layout import Layout
 from .plan import DecodePlan
 from .sampling import TokenStats, per_item_randn
@@ -45,8 +47,8 @@ class Decoder(Protocol):
         ...
 
     def forward(
-        self, values: Tensor, is_masked: Tensor, layout: Layout, level: Tensor, lowered: Lowered,
-        view: CacheView | None,
+        self, values: Tensor, is_masked: Tensor, layout: Layout, level: Tensor,
+        lowered: Lowered | PerLayer, view: CacheView | None,
     ) -> Tensor:  # fmt: skip
         """Run the active rows of every guidance branch; returns hidden states."""
         ...
@@ -91,6 +93,7 @@ class Rollout:
         is_known: Bool[Tensor, "batch slots"],
         generators: Sequence[torch.Generator],
         num_steps: int | None = None,
+        start_level: float = 1.0,
         use_cache: bool = True,
         should_stop: Callable[[], bool] = lambda: False,
         record: Callable[[Layout, Tensor], None] | None = None,
@@ -106,6 +109,8 @@ class Rollout:
             is_known: Slots that are given and stay as they are.
             generators: One CPU generator per item.
             num_steps: Rows per block; None = the scheduler's own.
+            start_level: Blocks of latents start as `values` noised to this level, in (0, 1]; at 1
+                they start as noise alone (SDEdit, arXiv:2108.01073).
             use_cache: False recomputes the past in every pass.
             should_stop: Asked before every row; True ends the rollout, committed work is kept.
             record: Called with the rows and hidden states of every pass (for proofs).
@@ -127,6 +132,8 @@ class Rollout:
         self.values, self.given = values.clone(), is_known.clone()
         self.is_known = is_known.clone()
         self.generators, self.num_steps = list(generators), num_steps
+        check_range("start_level", start_level, 0.0, 1.0, open_low=True)
+        self.start_level = start_level
         self.should_stop, self.record = should_stop, record
         caches = plan.write != "none"
         self.cache = decoder.new_cache(plan, batch) if use_cache and caches else None
@@ -153,9 +160,11 @@ class Rollout:
 
     def _pass(
         self, active: list[Layout], keep: int, *, block_values: Tensor | None = None,
-        level: float | None = None, only_keys: bool = False,
+        level: float | Tensor | None = None, only_keys: bool = False,
     ) -> Tensor:  # fmt: skip
         """Run rows against the past and keep the first `keep` of them in the cache.
+
+        `level` is that of the noisy rows: one number, or one for each of the last rows.
 
         Returns:
             Hidden states of the active rows, one set per guidance branch.
@@ -165,7 +174,10 @@ class Rollout:
         layout = plan.joined([*past, *active])
         skip = layout.num_tokens - sum(part.num_tokens for part in active)
         values, is_masked, rows_level = self._content(layout, block_values)
-        if level is not None:
+        if isinstance(level, Tensor):
+            rows_level = torch.zeros(values.shape[:2], device=values.device)
+            rows_level[:, -len(level) :] = level.to(values.device)
+        elif level is not None:
             rows_level = torch.where(layout.level > 0, level, 0.0).expand(values.shape[:2])
         view = None
         if self.cache is not None:
@@ -197,7 +209,25 @@ class Rollout:
     def predict_rows(self, block: int, **how: Any) -> Tensor:
         """Run the rows that predict a block, with pending rows riding in front where allowed."""
         plan = self.plan
-        noisy = [] if plan.shift else self._noisy_parts(block)
+        if plan.shift:
+            return self.run_rows([], block, **how)[:, -1:]
+        noisy = self._noisy_parts(block)
+        hidden = self.run_rows(noisy, block, **how)
+        first = sum(r.num_tokens for r in noisy[:block]) if len(noisy) > 1 else 0
+        return hidden[:, first : first + plan.noisy_rows(block).num_tokens]
+
+    def run_rows(self, noisy: list[Layout], oldest: int, **how: Any) -> Tensor:
+        """Run noisy rows, with pending rows riding in front where allowed.
+
+        Args:
+            noisy: Rows of blocks that are not finished; none for shifted recipes.
+            oldest: The first of these blocks; what it and later ones cannot see may be dropped.
+            **how: See `_pass`.
+
+        Returns:
+            States of the noisy rows; without any, of those that rode in front.
+        """
+        plan = self.plan
         if plan.commits_alone or plan.write == "prefix":
             self._flush()
         riding, self.pending = self.pending, []
@@ -207,11 +237,8 @@ class Rollout:
         if not caches:
             self.context += riding
         if plan.write in ("fused", "token"):
-            self._evict(block)
-        if plan.shift:
-            return hidden[:, -1:]
-        first = count + sum(r.num_tokens for r in noisy[:block]) if len(noisy) > 1 else count
-        return hidden[:, first : first + plan.noisy_rows(block).num_tokens]
+            self._evict(oldest)
+        return hidden[:, count:] if noisy else hidden
 
     def _noisy_parts(self, block: int) -> list[Layout]:
         """Noisy rows that run to predict a block: its own, or all of them for single copies.
@@ -255,14 +282,35 @@ class Rollout:
 
         The event data holds `values` and `is_known` (live tensors in slot order), and for rows
         `row`, `of_rows`, `accepted` [batch, tokens of the block], `score` (which of them were taken
-        first: higher, or None), `sources` and `level`.
+        first: higher, or None), `sources` and `level`; rows of latents also
+        `received`: the block as the row was given it.
         """
-        for block in range(self.plan.num_blocks):
-            for event in self.block_events(block):
-                yield event
-                if event.kind == "done":
-                    return
+        flies = self.plan.matrix != "autoregressive" and self.decoder.per_level
+        blocks = self._flight_events() if flies else self._blocks_events()
+        for event in blocks:
+            yield event
+            if event.kind == "done":
+                return
         yield self._event("done", "done", self.plan.num_blocks - 1, interrupted=False)
+
+    def _blocks_events(self) -> Iterator[Event]:
+        """One block after the other."""
+        for block in range(self.plan.num_blocks):
+            yield from self.block_events(block)
+
+    def _flight_events(self) -> Iterator[Event]:
+        """Given blocks first, then all others as their level matrix says."""
+        first, blocks = 0, self.plan.num_blocks
+        while first < blocks and bool(self.given[:, self.plan.sources(first)].all()):
+            yield from self.finish(first)
+            first += 1
+        if first == blocks:
+            return
+        for event in Flight(self, first).events():
+            if event is None:
+                yield self._event("done", "done", first, interrupted=True)
+                return
+            yield event
 
     def block_events(self, block: int) -> Iterator[Event]:
         """Decode one block; yields its rows and its commit, or done where somebody said stop.
@@ -335,13 +383,15 @@ class Rollout:
         clean = self.values[:, source]
         streams = self._streams()
         noise = per_item_randn(clean.shape[1:], streams, clean.device).to(clean.dtype)
-        x = noise
+        start = {} if self.start_level == 1.0 else {"start": self.start_level}
+        x = scheduler.add_noise(clean, noise, self.start_level) if start else noise
         scheduler.begin(self.num_steps)
-        for row in scheduler.rows(self.num_steps):
+        for row in scheduler.rows(self.num_steps, **start):
             if self.should_stop():
                 yield None
                 return
             x = torch.where(given, scheduler.add_noise(clean, noise, row.level), x)
+            received = x
             hidden = self.predict_rows(block, block_values=x, level=row.level)
             x = scheduler.step(self.decoder.predict(hidden, row), row, x, streams)
             if row.is_last:
@@ -351,17 +401,19 @@ class Rollout:
                 self.is_known[:, source] = True
             everything = torch.ones_like(given[..., 0])
             yield self._row_event(
-                block, row, source, everything, everything if row.is_last else ~everything
+                block, row, source, everything, everything if row.is_last else ~everything,
+                received=received,
             )
 
     def _row_event(
         self, block: int, row: Row, source: Tensor, predicted: Tensor, accepted: Tensor,
-        score: Tensor | None = None,
+        score: Tensor | None = None, **more: Any,
     ) -> Event:  # fmt: skip
         return self._event(
             "row", f"block_{block}/row_{row.index}", block, row=row.index, of_rows=row.num_rows,
             sources=source, predicted=predicted, accepted=accepted, score=score, level=row.level,
             level_next=row.level_next, guidance=row.guidance_scale, temperature=row.temperature,
+            **more,
         )  # fmt: skip
 
 

@@ -175,12 +175,23 @@ def block_causal(window: int | None = None, sink: bool = False) -> MaskTable:
 
 
 @_register("rolling_window")
-def rolling_window() -> MaskTable:
-    """Blocks in flight together see the clean past of the window (Rolling Forcing).
+def rolling_window(window: int | None = None, sink: bool = False) -> MaskTable:
+    """Blocks in flight together see each other and the clean past (Rolling Forcing).
 
-    `group` of a clean row is its block, of a noisy row the first block of its window.
+    `group` of a clean row is its block, of a noisy row the first block in flight with its own.
+
+    Args:
+        window: Blocks a query may see, counted from the first one in flight, which counts; sinks
+            do not; None = all.
+        sink: Whether SINK rows stay visible outside the window.
     """
-    return _table({"C->C": LE("block"), "N->C": LT("group"), "N->N": EQ("group")})
+    return _table(
+        {
+            "C->C": _windowed(LE("block"), "block", window, sink),
+            "N->C": _windowed(LT("group"), "group", window, sink),
+            "N->N": EQ("group"),
+        }
+    )
 
 
 @_register("staged_window")

@@ -27,6 +27,7 @@ from torch.utils.checkpoint import checkpoint
 
 from ..core.attention import Lowered, NoMask
 from ..core.cache import CacheView
+from ..core.grouping import PerLayer
 from ..core.layout import Copy, Layout
 from ..core.numerics import RowStableActivation, RowStableLinear, row_stable_activation
 from .layers import (
@@ -35,6 +36,7 @@ from .layers import (
     RowContext,
     Run,
     Told,
+    distance_bias,
     layout_angles,
     level_features,
     modulate,
@@ -88,6 +90,7 @@ class BlockTransformer(ModelMixin, ConfigMixin):
         modulate: tuple[str, ...] = (),
         sees_words: tuple[str, ...] = ("noisy",),
         action_dim: int = 0,
+        decay: float = 0.0,
     ) -> None:
         """Build the layers.
 
@@ -111,6 +114,7 @@ class BlockTransformer(ModelMixin, ConfigMixin):
             modulate: Copies whose rows the pooled prompt modulates.
             sees_words: Copies whose rows cross-attend.
             action_dim: Numbers every data row is told through the modulation; 0 = none.
+            decay: Scale by which scores fall with distance along the first axis; 0 = not.
         """
         super().__init__()
         self.copies_modulated = [Copy[name.upper()] for name in modulate]
@@ -283,7 +287,7 @@ class BlockTransformer(ModelMixin, ConfigMixin):
         layout: Layout,
         level: Float[Tensor, "..."],
         prompt: PreparedPrompt,
-        lowered: Lowered | None = None,
+        lowered: Lowered | PerLayer | None = None,
         view: CacheView | None = None,
         actions: Float[Tensor, "batch rows actions"] | None = None,
     ) -> Float[Tensor, "batch rows dim"]:
@@ -296,7 +300,8 @@ class BlockTransformer(ModelMixin, ConfigMixin):
             layout: Attributes of the active rows, 1-D or one row per batch row.
             level: Noise level per row, broadcast against [batch, rows].
             prompt: From `prepare_prompt`.
-            lowered: Who sees whom among keys = cached + active rows; None = everybody.
+            lowered: Who sees whom among keys = cached + active rows, for all layers or for each;
+                None = everybody.
             view: Open pass of the cache, or None.
             actions: What every data row is told besides; None for models without actions.
 
@@ -312,23 +317,26 @@ class BlockTransformer(ModelMixin, ConfigMixin):
             x = x + torch.where((layout.copy == Copy.NOISY)[..., None], told, 0.0)
         rows = self._context(layout, level, prompt, view, x.dtype, actions)
         lowered = NoMask(layout.num_tokens**2) if lowered is None else lowered
-        if view is not None and fits_single_row(self._stack, x, rows, lowered, view):
+        masks = lowered if isinstance(lowered, PerLayer) else PerLayer((lowered,))
+        alike = len(masks.masks) == 1
+        if view is not None and alike and fits_single_row(self._stack, x, rows, masks.of(0), view):
             x = run_single_rows(self._stack, x, rows, view)
             return self._finish(x, rows)
         if view is not None and view.only_keys and not torch.is_grad_enabled():
-            return self._store(x, rows, lowered, view)
+            return self._store(x, rows, masks, view)
         for index, layer in enumerate(self.layers):
             if self.gradient_checkpointing and self.training:
-                x = checkpoint(layer, x, index, rows, lowered, view, use_reentrant=False)
+                mask = masks.of(index)
+                x = checkpoint(layer, x, index, rows, mask, view, use_reentrant=False)
             else:
-                x = layer(x, index, rows, lowered, view)
+                x = layer(x, index, rows, masks.of(index), view)
         return self._finish(x, rows)
 
-    def _store(self, x: Tensor, rows: RowContext, lowered: Lowered, view: CacheView) -> Tensor:
+    def _store(self, x: Tensor, rows: RowContext, masks: PerLayer, view: CacheView) -> Tensor:
         """Run a pass that only fills the cache: the last layer stops at its keys and values."""
         *before, last = self._stack
         for index, layer in enumerate(before):
-            x = layer(x, index, rows, lowered, view)
+            x = layer(x, index, rows, masks.of(index), view)
         last.store(x, len(before), rows, view)
         return x
 
@@ -354,7 +362,12 @@ class BlockTransformer(ModelMixin, ConfigMixin):
             (run.start, run.stop, self._told(run, level, prompt, actions))
             for run in row_runs(layout)
         ]
-        return RowContext(segments, Angles(active, keys), sees, prompt.cross, prompt.cross_valid)
+        bias = None
+        if self.config.decay:
+            among = layout if view is None else view.layout
+            bias = distance_bias(layout, among, self.config.num_heads, self.config.decay).to(dtype)
+        angles = Angles(active, keys)
+        return RowContext(segments, angles, sees, prompt.cross, prompt.cross_valid, bias)
 
 
 def repeat_prompt(prompt: PreparedPrompt, times: int) -> PreparedPrompt:

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from ..core.attention import Lowered
 from ..core.cache import CacheView, KVCache
+from ..core.grouping import PerLayer
 from ..core.layout import Layout
 from ..core.plan import NUM_SENTINELS, DecodePlan, num_prompt_rows
 from ..core.recipe import Recipe, TextSpec, recipe_from_dict
@@ -115,6 +116,7 @@ class GenerativeModel(ModelMixin, ConfigMixin):
             latent_channels=latent_channels,
             num_sources=slots,
             action_dim=condition.actions,
+            decay=spec.backbone.decay,
             prompt_dim=text.dim,
             num_prompt_rows=num_prompt_rows(spec),
             cross_attention=condition.cross,
@@ -188,10 +190,18 @@ def _cat_prompts(first: PreparedPrompt, second: PreparedPrompt) -> PreparedPromp
 
 
 def frame_actions(
-    actions: Float[Tensor, "batch frames actions"], layout: Layout, cells: int
+    actions: Float[Tensor, "batch frames actions"], layout: Layout, cells: int, shift: int = 0
 ) -> Float[Tensor, "batch rows actions"]:
-    """Look up the actions of every row's frame (prompt rows get the first frame's; unread)."""
-    return actions[:, layout.source.clamp_min(0) // cells]
+    """Look up the actions of the frame that every row predicts.
+
+    Args:
+        actions: What was done on the way to every frame.
+        layout: The rows; prompt rows get the first frame's actions, unread.
+        cells: Tokens of a frame.
+        shift: 1 for recipes whose rows predict the token after them.
+    """
+    frame = (layout.source + shift).clamp_min(0) // cells
+    return actions[:, frame.clamp_max(actions.shape[1] - 1)]
 
 
 class ModelDecoder:
@@ -226,13 +236,14 @@ class ModelDecoder:
         self.cond = prompt
         self.both = prompt if uncond is None else _cat_prompts(prompt, uncond)
         self.branches = 1 if uncond is None else 2
-        spec = model.recipe.schedule
+        recipe, spec = model.recipe, model.recipe.schedule
         self.top_k = spec.top_k if top_k is None else top_k
         self.top_p = spec.top_p if top_p is None else top_p
         # With one copy the kept rows are rows that were told the prompt.
-        kept_is_told = model.recipe.cache.write == "block"
+        kept_is_told = recipe.layout.copies == 1 and recipe.cache.write in ("block", "fused")
         self.shares_cache = model.backbone.condition_free_clean and not kept_is_told
         self.cells = model.config.height * model.config.width
+        self.shift = recipe.layout.shift
 
     @property
     def per_level(self) -> bool:
@@ -260,7 +271,7 @@ class ModelDecoder:
         is_masked: Tensor,
         layout: Layout,
         level: Tensor,
-        lowered: Lowered,
+        lowered: Lowered | PerLayer,
         view: CacheView | None,
     ) -> Tensor:
         """Run the active rows of every branch.
@@ -279,7 +290,8 @@ class ModelDecoder:
             level = level.repeat(branches, 1)
         told = None
         if self.actions is not None:
-            told = frame_actions(self.actions, layout, self.cells).repeat(branches, 1, 1)
+            told = frame_actions(self.actions, layout, self.cells, self.shift)
+            told = told.repeat(branches, 1, 1)
         return self.model.backbone(
             values, is_masked, layout, level, prompt, lowered, view, actions=told
         )

@@ -98,6 +98,29 @@ def doubled_angles(angles: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
     return torch.cat((cos, cos), -1), torch.cat((-sin, sin), -1)
 
 
+def distance_bias(
+    queries: Layout, keys: Layout, heads: int, decay: float
+) -> Float[Tensor, "#batch heads queries keys"]:
+    """Lower scores linearly with the distance along the first axis, a slope per head.
+
+    Slopes fall geometrically from decay * 2^(-8 / heads) to decay * 2^-8. Prompt rows are near.
+
+    Args:
+        queries: Active rows.
+        keys: Cached and active rows.
+        heads: Query heads.
+        decay: Scale of all slopes.
+
+    Source: ALiBi (arXiv:2108.12409), over the frames of a video as in FAR (arXiv:2503.19325).
+    """
+    head = torch.arange(1, heads + 1, device=keys.device)
+    slope = decay * 2.0 ** (-8.0 * head / heads)
+    gap = (queries.position[..., 0][..., :, None] - keys.position[..., 0][..., None, :]).abs()
+    gap = gap.masked_fill((keys.source < 0)[..., None, :], 0.0)
+    gap = gap if gap.ndim == 3 else gap[None]
+    return -slope[:, None, None] * gap[:, None]
+
+
 @dataclass(frozen=True)
 class Angles:
     """Rotary angles of the active rows and of all keys."""
@@ -136,6 +159,7 @@ class RowContext:
     sees_words: Tensor
     cross: list[tuple[Tensor, Tensor]] | None
     cross_valid: Tensor | None
+    bias: Tensor | None = None
 
 
 def modulate(x: Tensor, parts: Parts, *, shift: int, scale: int) -> Tensor:
@@ -179,8 +203,9 @@ class SelfAttention(nn.Module):
         self.temperature = nn.Parameter(torch.ones(heads, 1, 1))
 
     def forward(
-        self, x: Tensor, layer: int, angles: Angles, lowered: Lowered, view: CacheView | None
-    ) -> Tensor:
+        self, x: Tensor, layer: int, angles: Angles, lowered: Lowered, view: CacheView | None,
+        bias: Tensor | None = None,
+    ) -> Tensor:  # fmt: skip
         """Attend from the active rows to the cached and active rows."""
         if view is None:
             query, key, value = self._project(x, angles.active)
@@ -193,7 +218,7 @@ class SelfAttention(nn.Module):
             key, value = view.extend(layer, key, value)
             key = rotate(key, angles.keys)
         query = query * self.temperature.to(query.dtype)
-        out = attend(query, key.to(query.dtype), value.to(query.dtype), lowered)
+        out = attend(query, key.to(query.dtype), value.to(query.dtype), lowered, bias=bias)
         return self.to_out(join_heads(out))
 
     def store(self, x: Tensor, layer: int, angles: Angles, view: CacheView) -> None:
@@ -276,7 +301,8 @@ class Layer(nn.Module):
         """Run attention, optional cross-attention and the MLP."""
         parts = [(a, b, self.vectors(layer, told)) for a, b, told in rows.segments]
         normed = modulate(rms_norm(x), parts, shift=0, scale=1)
-        x = add_gated(x, self.attention(normed, layer, rows.angles, lowered, view), parts, gate=2)
+        attended = self.attention(normed, layer, rows.angles, lowered, view, rows.bias)
+        x = add_gated(x, attended, parts, gate=2)
         if self.cross is not None and rows.cross is not None:
             added = self.cross(x, rows.cross[layer], rows.cross_valid)
             x = x + torch.where(rows.sees_words[..., None], added, 0.0)

@@ -39,6 +39,7 @@ def fits_single_row(
         and view.cache.rotated
         and view.cache.keys[0].dtype == x.dtype
         and rows.cross is None
+        and rows.bias is None
         and not torch.is_autocast_enabled("cpu")
         and _weights(layers, view.cache) is not None
     )

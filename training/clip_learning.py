@@ -10,29 +10,32 @@ It knows no recipe by name.
 
 import tempfile
 import time
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from einops import einsum, rearrange
 from torch import Tensor
 
 from ..core.errors import UsageError
+from ..core.layout import Layout
+from ..core.plan import DecodePlan
 from ..core.recipe import LearnsSpec, Recipe, frames_per_block
 from ..core.rollout import run
 from ..core.sampling import item_generator
 from ..models.generate import Request, empty_values, start
 from ..models.generator import GenerativeModel
-from ..models.heads import CategoricalHead, PatchHead
+from ..models.heads import CategoricalHead, DiffusionHead, PatchHead
 from ..tokenizers.video_build import build_video_tokenizer
+from .clip_predictors import FrameCodes, FrameGaussians, NextFrameCodes, NextFrameGaussians
 from .clip_run import frame_psnr, stage_of_clips
 from .clip_stage import ClipTokens, encode_clips, latent_offsets, leading_actions
 from .clips import ClipDataset
+from .learning import describe, noised_loss
 from .loop import Trainer
 from .objective import Batch, ModelStage
 from .physics import physics_clips
-from .predictors import SMOOTHING, CodeTable, SlotGaussians
 from .predictors import Path as NoisePath
 from .run import initial_model, train_config
 
@@ -44,8 +47,6 @@ NUM_GIVEN, NUM_DRAWN = 4, 4
 EVAL_BATCH = 64
 MOST_DB = 60.0
 """What a frame that is matched exactly counts: else one still ball would decide the mean."""
-RIDGE = 1e-2
-"""Added to the covariance of the frame before, in units of its mean variance."""
 
 
 @dataclass(frozen=True)
@@ -139,142 +140,61 @@ def clip_learning_check(
         Trainer(train, config, Path(folder) / "run").run()
         seconds = time.process_time() - before
     model.eval()
-    value, baseline = held_out_losses(train, tests, seed)
+    guess = baseline_of(train)
+    value, baseline = held_out_losses(train, tests, seed, guess)
     decibels = (float("nan"),) * 4
     if draw:
         decibels = _rollout_psnr(model, tokenizer, data.only("held_out"), seed, keep)
     if keep is not None:
         keep |= {"model": model, "tokenizer": tokenizer}
     return ClipReport(
-        *_named(model, baseline, value),
+        describe(model)[0],
+        baseline,
+        guess.name,
+        value,
         f"{config.num_steps} steps x {config.batch_size}, {seconds:.0f} s of one CPU core",
         *decibels,
     )
-
-
-def _named(model: GenerativeModel, baseline: float, value: float) -> tuple[str, float, str, float]:
-    if isinstance(model.head, CategoricalHead):
-        name = "code frequencies per position given the code there one frame before"
-        return "held-out nats per predicted token", baseline, name, value
-    name = "best linear denoiser per position given the frame before"
-    return "held-out squared error of the velocity", baseline, name, value
 
 
 def _stage(model: GenerativeModel, tokenizer: Any, clips: ClipDataset, cache: Path) -> ModelStage:
     return stage_of_clips(model, tokenizer, clips, encode_clips(tokenizer, clips, cache))
 
 
-# -- baselines --------------------------------------------------------------------------------
+# -- losses -----------------------------------------------------------------------------------
 
 
-class NextFrameCodes:
-    """Frequencies of every code at every position, given the code there one frame before."""
-
-    def __init__(self, tokens: ClipTokens, num_codes: int) -> None:
-        """Count on all pairs of frames.
-
-        Args:
-            tokens: Encoded training clips with one codebook.
-            num_codes: Codes of the codebook.
-        """
-        self.cells = tokens.frames.shape[1]
-        first, later = _pairs(tokens)
-        counts = torch.full((self.cells, num_codes, num_codes), SMOOTHING)
-        cell = torch.arange(self.cells).expand(len(first), -1)
-        one = torch.ones(first.shape[:2])
-        counts.index_put_((cell, first[..., 0], later[..., 0]), one, accumulate=True)
-        self.log_prob = (counts / counts.sum(-1, keepdim=True)).log()
-        self.alone = CodeTable(tokens.frames, num_codes)
-
-    def loss(self, values: Tensor, target: Tensor, slots: Tensor) -> Tensor:
-        """Return nats per row, [batch, rows].
-
-        Args:
-            values: True codes of whole windows [batch, slots, 1].
-            target: True codes of the rows [batch, rows, 1].
-            slots: Slot of each row.
-        """
-        cell = slots % self.cells
-        before = values[:, (slots - self.cells).clamp_min(0), 0]
-        known = -self.log_prob[cell, before, target[..., 0]]
-        return torch.where(slots >= self.cells, known, self.alone.loss(target, cell))
+Baseline = FrameCodes | NextFrameCodes | FrameGaussians | NextFrameGaussians
 
 
-class NextFrameGaussians:
-    """Every position as a Gaussian whose mean is linear in the whole frame before."""
-
-    def __init__(self, tokens: ClipTokens) -> None:
-        """Fit on all pairs of frames.
-
-        Args:
-            tokens: Encoded training clips; more pairs than channels.
-        """
-        self.cells = tokens.frames.shape[1]
-        first, later = _pairs(tokens)
-        features = rearrange(first, "n cells c -> n (cells c)").double()
-        self.centre, self.mean = features.mean(0), later.double().mean(0)
-        centred = features - self.centre
-        square = centred.T @ centred
-        square += RIDGE * square.diagonal().mean() * torch.eye(len(square), dtype=square.dtype)
-        wanted = rearrange(later.double() - self.mean, "n cells c -> n (cells c)")
-        self.weights = torch.linalg.solve(square, centred.T @ wanted)
-        left = later - self.expected(first)
-        alone, known = SlotGaussians(tokens.frames), SlotGaussians(left)
-        # Slots of one window: the first frame alone, then a frame with one before it.
-        self.gaussians = known
-        for part in ("mean", "axes", "variance"):
-            setattr(known, part, torch.cat((getattr(alone, part), getattr(known, part))))
-
-    def expected(self, before: Tensor) -> Tensor:
-        """Return the expected frame after each of [frames, cells, channels]."""
-        features = rearrange(before, "n cells c -> n (cells c)").double() - self.centre
-        flat = einsum(features, self.weights, "n a, a b -> n b")
-        return (rearrange(flat, "n (cells c) -> n cells c", cells=self.cells) + self.mean).float()
-
-    def predict(self, values: Tensor, sample: Tensor, path: NoisePath, slots: Tensor) -> Tensor:
-        """Return the expected target of noisy rows, [batch, rows, channels].
-
-        Args:
-            values: Clean windows [batch, slots, channels].
-            sample: Noisy rows.
-            path: How sample and target were mixed.
-            slots: Slot of each row.
-        """
-        frames = rearrange(values, "b (f cells) c -> b f cells c", cells=self.cells)
-        after = rearrange(frames[:, :-1], "b f cells c -> (b f) cells c")
-        told = rearrange(self.expected(after), "(b f) cells c -> b f cells c", b=len(values))
-        told = torch.cat((torch.zeros_like(told[:, :1]), told), 1)
-        mean = rearrange(told, "b f cells c -> b (f cells) c")[:, slots]
-        kind = slots % self.cells + self.cells * (slots >= self.cells)
-        rest = self.gaussians.predict(sample - path.signal * mean, path, kind)
-        return path.clean_share * mean + rest
-
-
-def _pairs(tokens: ClipTokens) -> tuple[Tensor, Tensor]:
-    """Return all frames with a next one, and those next frames."""
-    # Windows start at every frame, so consecutive rows of one clip are found from them.
-    rows = torch.zeros(len(tokens.frames), dtype=torch.bool)
-    windows = tokens.windows
-    rows[windows.rows(slice(None))[:, :-1]] = True
-    index = rows.nonzero()[:, 0]
-    return tokens.frames[index], tokens.frames[index + 1]
+def baseline_of(train: ModelStage) -> Baseline:
+    """Fit the baseline of a recipe: it knows the frame before where the recipe sees it clean."""
+    head, tokens = train.model.head, _tokens(train)
+    knows_past = train.plan(torch.Generator())[0].keeps_blocks
+    if isinstance(head, CategoricalHead):
+        return (NextFrameCodes if knows_past else FrameCodes)(tokens, head.vocab_size)
+    return (NextFrameGaussians if knows_past else FrameGaussians)(tokens)
 
 
 @torch.no_grad()
-def held_out_losses(train: ModelStage, held_out: ModelStage, seed: int) -> tuple[float, float]:
+def held_out_losses(
+    train: ModelStage, held_out: ModelStage, seed: int, baseline: Baseline | None = None
+) -> tuple[float, float]:
     """Score the model and its baseline on the same rows, with the weights of the objective.
 
-    Rows whose token the model can see are left out, and prompts are never dropped.
+    Rows whose token the model can see are left out, and prompts are never dropped. Recipes with one
+    copy that keep finished blocks are scored as they decode: everything before a block is clean.
+
+    Args:
+        train: What the baseline is fitted on.
+        held_out: What both are scored on.
+        seed: Seed of the corruption.
+        baseline: From `baseline_of`; None = fit it here.
 
     Returns:
         Mean loss of the model and of the baseline.
     """
-    head, tokens = held_out.model.head, _tokens(train)
-    baseline: NextFrameCodes | NextFrameGaussians = (
-        NextFrameCodes(tokens, head.vocab_size)
-        if isinstance(head, CategoricalHead)
-        else NextFrameGaussians(tokens)
-    )
+    baseline = baseline_of(train) if baseline is None else baseline
     sums = torch.zeros(3, dtype=torch.float64)
     for number, indices in enumerate(torch.arange(held_out.num_items).split(EVAL_BATCH)):
         generator = torch.Generator().manual_seed(seed * 1000 + number)
@@ -282,14 +202,34 @@ def held_out_losses(train: ModelStage, held_out: ModelStage, seed: int) -> tuple
         values = held_out.values[indices]
         batch = held_out.corrupt(values, plan, layout, generator)
         never = torch.zeros(len(indices), dtype=torch.bool)
-        hidden = held_out.hidden_states(indices, never, batch, layout, lowered)
-        slots = layout.source[batch.loss_rows]
-        weight = batch.weight
-        if held_out.recipe.corruption.kind == "mask":
-            weight = weight * batch.is_masked[:, batch.loss_rows]
-        losses = _losses(held_out, baseline, hidden, batch, values, slots, generator)
-        sums += torch.stack([*((loss * weight).sum() for loss in losses), weight.sum()]).double()
+        slots = plan.content.source if plan.shift else layout.source[batch.loss_rows]
+        for part in _as_decoded(batch, values, plan, layout):
+            hidden = held_out.hidden_states(indices, never, part, layout, lowered)
+            weight = part.weight
+            if held_out.recipe.corruption.kind == "mask":
+                weight = weight * part.is_masked[:, part.loss_rows]
+            losses = _losses(held_out, baseline, hidden, part, values, slots, generator)
+            totals = [*((loss * weight).sum() for loss in losses), weight.sum()]
+            sums += torch.stack(totals).double()
     return float(sums[0] / sums[2]), float(sums[1] / sums[2])
+
+
+def _as_decoded(batch: Batch, values: Tensor, plan: DecodePlan, layout: Layout) -> Iterator[Batch]:
+    """Split a batch of a recipe with one kept copy into one per block, with its past clean."""
+    if not plan.keeps_only_copy:
+        yield batch
+        return
+    clean = values[:, layout.source.clamp_min(0)]
+    for block in range(plan.num_blocks):
+        past = layout.block < block
+        scored = layout.block[batch.loss_rows] == block
+        yield replace(
+            batch,
+            values=torch.where(past[:, None], clean, batch.values),
+            is_masked=batch.is_masked & ~past,
+            level=batch.level.masked_fill(past, 0.0),
+            weight=batch.weight * scored,
+        )
 
 
 def _tokens(stage: ModelStage) -> ClipTokens:
@@ -300,7 +240,7 @@ def _tokens(stage: ModelStage) -> ClipTokens:
 
 def _losses(
     stage: ModelStage,
-    baseline: NextFrameCodes | NextFrameGaussians,
+    baseline: Baseline,
     hidden: Tensor,
     batch: Batch,
     values: Tensor,
@@ -309,9 +249,16 @@ def _losses(
 ) -> tuple[Tensor, Tensor]:
     """Loss per row of the model and of the baseline, [batch, rows] each."""
     head, target = stage.model.head, batch.target
-    if isinstance(baseline, NextFrameCodes):
+    if isinstance(baseline, FrameCodes | NextFrameCodes):
         assert isinstance(head, CategoricalHead)
         return head.loss(hidden, target, label_smoothing=0.0), baseline.loss(values, target, slots)
+    own = head.loss(hidden, target, generator)
+    if isinstance(head, DiffusionHead):
+
+        def linear(sample: Tensor, path: NoisePath) -> Tensor:
+            return baseline.predict(values, sample, path, slots)
+
+        return own, noised_loss(head, linear, target, generator)
     assert isinstance(head, PatchHead)
     level = batch.level[:, batch.loss_rows, None]
     one, zero = torch.ones_like(level), torch.zeros_like(level)
@@ -322,7 +269,7 @@ def _losses(
         stage.scheduler.target(zero, one),
     )
     predicted = baseline.predict(values, batch.values[:, batch.loss_rows], path, slots)
-    return head.loss(hidden, target, generator), (predicted - target).square().mean(-1)
+    return own, (predicted - target).square().mean(-1)
 
 
 # -- rollouts ---------------------------------------------------------------------------------

@@ -10,7 +10,9 @@ It knows no recipe by name.
 import copy
 import tempfile
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -208,7 +210,7 @@ def _losses(
         if isinstance(head, ShortcutHead):
             head.bootstrap = 0.0  # the target of the self-consistent share is the model itself
         own = head.loss(hidden, target, generator)
-        return own, _noised(head, baseline, target, slots, generator)
+        return own, noised_loss(head, partial(_linear, baseline, slots), target, generator)
     sample = batch.values[:, batch.loss_rows]
     level = batch.level[:, batch.loss_rows, None]
     one, zero = torch.ones_like(level), torch.zeros_like(level)
@@ -222,14 +224,31 @@ def _losses(
     return head.loss(hidden, target, generator), (predicted - target).square().mean(-1)
 
 
-def _noised(
+def _linear(baseline: SlotGaussians, slots: Tensor, sample: Tensor, path: NoisePath) -> Tensor:
+    return baseline.predict(sample, path, slots)
+
+
+Predictor = Callable[[Tensor, NoisePath], Tensor]
+"""From noisy rows [batch, rows, channels] and how they were mixed to the expected target."""
+
+
+def noised_loss(
     head: DiffusionHead | ShortcutHead,
-    baseline: SlotGaussians,
+    predict: Predictor,
     clean: Tensor,
-    slots: Tensor,
     generator: torch.Generator,
 ) -> Tensor:
-    """Error of the linear denoiser, over as many draws of level and noise as the head takes."""
+    """Error of a denoiser, over as many draws of level and noise as a per-token head takes.
+
+    Args:
+        head: Whose path from data to noise is taken.
+        predict: The denoiser.
+        clean: True latents [batch, rows, channels].
+        generator: Source of levels and noise.
+
+    Returns:
+        Mean squared error per row, [batch, rows].
+    """
     total = torch.zeros(clean.shape[:2])
     for _ in range(head.draws):
         level = torch.rand(clean.shape[:2], generator=generator)
@@ -244,5 +263,5 @@ def _noised(
             path = NoisePath(signal, share, clean_share, noise_share)
         sample = path.signal * clean + path.noise * noise
         target = path.clean_share * clean + path.noise_share * noise
-        total += (baseline.predict(sample, path, slots) - target).square().mean(-1)
+        total += (predict(sample, path) - target).square().mean(-1)
     return total / head.draws

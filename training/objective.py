@@ -12,16 +12,18 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from ..core.attention import Lowered, lower
+from ..core.attention import Lowered
 from ..core.corruption import (
     any_order_mask,
     bernoulli_mask,
     draw_spans,
     exact_mask,
+    flight_levels,
     mask_ratios,
     noise_levels,
     swap_tokens,
 )
+from ..core.grouping import PerLayer
 from ..core.layout import Copy, Layout
 from ..core.plan import NUM_SENTINELS, DecodePlan, build_plan
 from ..core.schedule import scheduler_of
@@ -90,7 +92,8 @@ class ModelStage:
         self.scheduler = scheduler_of(self.recipe)
         layout = self.recipe.layout
         self.varies = layout.permute == "random" or layout.split == "random" or layout.spans > 0
-        self._fixed: tuple[DecodePlan, Layout, Lowered] | None = None
+        self.varies |= self.recipe.schedule.matrix == "rolling"
+        self._fixed: tuple[DecodePlan, Layout, Lowered | PerLayer] | None = None
 
     @property
     def num_items(self) -> int:
@@ -101,7 +104,7 @@ class ModelStage:
         """The trained module."""
         return self.model
 
-    def plan(self, generator: torch.Generator) -> tuple[DecodePlan, Layout, Lowered]:
+    def plan(self, generator: torch.Generator) -> tuple[DecodePlan, Layout, Lowered | PerLayer]:
         """Lay out one batch; recipes without random layouts reuse one plan and one mask."""
         if self._fixed is not None:
             return self._fixed
@@ -120,7 +123,7 @@ class ModelStage:
         )
         rows = plan.training_layout().to(self.values.device)
         backend = "dense" if self.varies else "auto"
-        result = (plan, rows, lower(plan.table, rows, rows, backend=backend))
+        result = (plan, rows, plan.lower(rows, rows, backend))
         if not self.varies:
             self._fixed = result
         return result
@@ -149,8 +152,9 @@ class ModelStage:
         return total, {"token_loss": float(loss.detach()[counted].mean())}
 
     def hidden_states(
-        self, indices: Tensor, dropped: Tensor, batch: Batch, layout: Layout, lowered: Lowered
-    ) -> Tensor:
+        self, indices: Tensor, dropped: Tensor, batch: Batch, layout: Layout,
+        lowered: Lowered | PerLayer,
+    ) -> Tensor:  # fmt: skip
         """Run the trunk and return the states of the rows that carry the loss.
 
         Args:
@@ -168,7 +172,8 @@ class ModelStage:
         told = None
         if self.actions is not None:
             cells = self.model.config.height * self.model.config.width
-            told = frame_actions(self.actions[indices].to(self.model.device), layout, cells)
+            actions = self.actions[indices].to(self.model.device)
+            told = frame_actions(actions, layout, cells, self.recipe.layout.shift)
         hidden = self.model.backbone(
             batch.values, batch.is_masked, layout, batch.level, prompt, lowered, actions=told
         )
@@ -222,10 +227,13 @@ class ModelStage:
             columns = plan.num_blocks if spec.per == "block" else 1
             ratio = mask_ratios(spec.ratio, (batch, columns), generator)
             choose = exact_mask if spec.exact_count else bernoulli_mask
+            index = block.clamp_max(columns - 1).to(ratio.device)
+            kept = self._kept_clean((batch, plan.num_blocks), generator)[:, block.cpu()]
             hidden = choose(ratio, block, generator)
+            hidden = hidden & ~kept.to(hidden.device)
             if spec.weight == "inverse_ratio":
-                index = block.clamp_max(columns - 1).expand(batch, -1)
-                weight = 1 / ratio.clamp_min(1 / len(noisy)).gather(1, index)
+                weight = 1 / ratio.clamp_min(1 / len(noisy))[:, index]
+            weight = weight * ~kept
         if spec.loss_on == "masked":
             weight = weight * hidden
         is_masked = torch.zeros(clean.shape[:2], dtype=torch.bool, device=clean.device)
@@ -248,8 +256,17 @@ class ModelStage:
         columns = plan.num_blocks if spec.per == "block" else 1
         kind = "ddpm" if spec.kind == "ddpm" else spec.level
         shift = 1.0 if kind == "ddpm" else spec.level_shift
-        levels = noise_levels(kind, (batch, columns), generator, shift=shift).to(clean)
-        per_row = levels[:, block.clamp_max(columns - 1)]
+        if spec.per == "flight":
+            # Blocks of a flight follow each other; `group` is the first of them.
+            flight = layout.group[noisy].cpu()
+            place = block.cpu() - flight
+            per_row = flight_levels(batch, flight, place, plan.flight, generator, shift=shift)
+            per_row = per_row.to(clean)
+        else:
+            levels = noise_levels(kind, (batch, columns), generator, shift=shift).to(clean)
+            per_row = levels[:, block.clamp_max(columns - 1)]
+        kept = self._kept_clean((batch, plan.num_blocks), generator).to(clean.device)[:, block]
+        per_row = torch.where(kept, 0.0, per_row)
         target = values[:, layout.source[noisy]]
         noise = torch.randn(target.shape, generator=generator).to(clean)
         mixed = self.scheduler.add_noise(target, noise, per_row[..., None])
@@ -260,7 +277,7 @@ class ModelStage:
             rows[:, is_context] = self._damaged(clean[:, is_context], spec.context, generator)
         level = torch.zeros(clean.shape[:2], device=clean.device, dtype=clean.dtype)
         level[:, noisy] = per_row
-        weight = torch.ones(batch, len(noisy), device=clean.device)
+        weight = (~kept).to(clean)
         if spec.weight == "segment":
             # CausalFusion: 2 - start / n, the later segments count less.
             first = torch.stack([(block == b).nonzero()[0, 0] for b in range(plan.num_blocks)])
@@ -268,6 +285,16 @@ class ModelStage:
         target = self.scheduler.target(target, noise)
         nothing = torch.zeros(clean.shape[:2], dtype=torch.bool, device=clean.device)
         return Batch(rows, nothing, level, noisy, target, weight)
+
+    def _kept_clean(self, shape: tuple[int, int], generator: torch.Generator) -> Tensor:
+        """Draw which blocks [batch, blocks] stay clean, as finished context is.
+
+        Nothing is drawn for a share of 0: such recipes keep their random streams.
+        """
+        share = self.recipe.corruption.clean
+        if not share:
+            return torch.zeros(shape, dtype=torch.bool)
+        return torch.rand(shape, generator=generator) < share
 
     def _damaged(self, context: Tensor, most: float, generator: torch.Generator) -> Tensor:
         """Add noise the model is not told of, one level in [0, most] per item."""

@@ -80,4 +80,5 @@ def test_the_plan_and_the_model_agree_on_who_is_told_the_prompt(tiny):
     for setup in [*[(name,) for name in list_recipes()], *extra]:
         model = tiny.model(*setup)
         plan = build_plan(model.recipe, 4, 4)
-        assert condition_free_clean(model.recipe, plan) == model.backbone.condition_free_clean
+        decoder = tiny.decoder(model, ["a red cat"])
+        assert condition_free_clean(model.recipe, plan) == decoder.shares_cache

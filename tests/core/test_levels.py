@@ -6,9 +6,11 @@ from blockloom.core.levels import (
     check_matrix,
     diagonal,
     flat,
+    level_matrix,
     level_rows,
     sliding,
     staircase,
+    trapezoid,
 )
 
 LEVELS = [1.0, 0.75, 0.5, 0.25, 0.0]
@@ -48,6 +50,27 @@ def test_sliding_keeps_at_most_window_blocks_in_flight(window):
     assert list(middle.levels) == sorted(middle.levels)  # the oldest block is the cleanest
     if window == 1:
         assert torch.equal(sliding(LEVELS, 6, 1), staircase(LEVELS, 6))
+
+
+def test_trapezoid_moves_both_ends_first():
+    matrix = trapezoid(LEVELS, 5)
+    assert torch.equal(matrix, matrix.flip(1))
+    assert torch.equal(matrix[:, :3], diagonal(LEVELS, 3))
+    assert [row.finished for row in level_rows(matrix)][-3:] == [(0, 4), (1, 3), (2,)]
+
+
+def test_matrices_by_the_name_a_recipe_gives_them():
+    wanted = {
+        "autoregressive": staircase(LEVELS, 4),
+        "pyramid": diagonal(LEVELS, 4, 2),
+        "trapezoid": trapezoid(LEVELS, 4, 2),
+        "full": flat(LEVELS, 4),
+        "rolling": sliding(LEVELS, 4, 2),
+    }
+    for kind, matrix in wanted.items():
+        assert torch.equal(level_matrix(kind, LEVELS, 4, delay=2, flight=2), matrix)
+    with pytest.raises(UsageError, match="pyramid"):
+        level_matrix("pyramide", LEVELS, 4)
 
 
 @pytest.mark.parametrize("shape", [flat, staircase, diagonal, lambda v, n: sliding(v, n, 2)])

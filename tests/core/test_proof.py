@@ -110,11 +110,13 @@ def test_tables_that_no_cache_can_serve(tiny, table, write):
     assert compare(bad, decoder, contents).max_error > WRONG
 
 
+VIDEO = ("video/teacher_forcing", "condition.actions=0", "layout.frames=6")
+
+
+@pytest.mark.parametrize("name", [("image/acdit",), VIDEO], ids=["rows", "frames"])
 @pytest.mark.parametrize("write", ["separate", "fused"])
-def test_evicting_one_block_early_and_windows_off_by_one(tiny, write):
-    _, plan, decoder, contents = setup(
-        tiny, "image/acdit", f"cache.write={write}", "cache.window=3"
-    )
+def test_evicting_one_block_early_and_windows_off_by_one(tiny, write, name):
+    _, plan, decoder, contents = setup(tiny, *name, f"cache.write={write}", "cache.window=3")
     early = replace(plan, window=2)
     assert mixed(plan, early, decoder, contents) > WRONG
     for window in (2, 4):  # the own block forgotten, or counted twice

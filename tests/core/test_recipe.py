@@ -56,7 +56,7 @@ def test_wrong_types_and_ranges_name_the_setting_and_the_value():
     [
         ({"layout": {"shift": 1}}, 'set "token"'),
         ({"layout": {"shift": 1, "block": "token", "copies": 2}}, "set copies to 1"),
-        ({"cache": {"write": "fused"}}, "needs layout.copies = 2"),
+        ({"cache": {"write": "separate"}}, "needs layout.copies = 2"),
         ({"corruption": {"kind": "mask", "context": 0.5}}, "context = 0.5 needs layout.copies = 2"),
         ({"cache": {"write": "token"}}, "needs layout.shift = 1"),
         (

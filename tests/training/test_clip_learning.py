@@ -7,13 +7,8 @@ import torch
 
 from blockloom.core.errors import UsageError
 from blockloom.core.recipe import load_recipe
-from blockloom.training.clip_learning import (
-    ClipReport,
-    NextFrameCodes,
-    NextFrameGaussians,
-    clip_learning_check,
-    go_on,
-)
+from blockloom.training.clip_learning import ClipReport, clip_learning_check, go_on
+from blockloom.training.clip_predictors import NextFrameCodes, NextFrameGaussians
 from blockloom.training.clip_stage import ClipTokens
 from blockloom.training.predictors import CodeTable, Path, SlotGaussians
 
