@@ -79,6 +79,8 @@ def load_steering(folder: Path | str, width: int) -> Steering | None:
             raise ValueError("it holds no object")
         if "steering" not in told:
             return None
+        if not isinstance(told["steering"], dict):
+            raise ValueError("steering holds no object")
         told = dict(told["steering"])
         parts = {name: _numbers(told.pop(name), width) for name in ("left", "right", "straight")}
         pivot = _numbers(told.pop("pivot", PIVOT), 2)
