@@ -5,8 +5,6 @@ item. Frames are looked at as they come and not kept, so that memory that grows 
 """
 
 import os
-import resource
-import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -98,14 +96,13 @@ def _script(after: Beginnings, per_block: int) -> Iterator[Tensor | None]:
         place += per_block
 
 
-def resident_bytes() -> int:
-    """Return the memory of this process that is in use now (its peak where nobody tells)."""
+def resident_bytes() -> int | None:
+    """Return the memory of this process that is in use now; None where the system does not say."""
     try:
         with open("/proc/self/statm", encoding="ascii") as file:
             return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
     except OSError:
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-        return peak if sys.platform == "darwin" else peak * 1024
+        return None
 
 
 def endurance(
@@ -133,9 +130,9 @@ def endurance(
     # Touched now, so that writing to them later does not look like memory that grows.
     table, seconds = torch.ones(blocks, 3), torch.ones(blocks, dtype=torch.float64)
     kept = sorted({round(i * (blocks - 1) / (STRIP - 1)) for i in range(STRIP)})
-    strip, memory = last.new_full((len(kept), *last.shape[2:]), 1), []
+    strip = last.new_full((len(kept), *last.shape[2:]), 1)
     settle = min(TAIL, blocks // 4)
-    states = [0, 0]
+    settled, state = resident_bytes(), dream.num_bytes
     for block in range(blocks):
         drawn, seconds[block] = _timed(dream, next(script))
         measured = (sharpness(drawn), motion(drawn, last), contrast(drawn))
@@ -144,19 +141,17 @@ def endurance(
         if block in kept:
             strip[kept.index(block)] = drawn[0, -1]
         if block == settle:
-            memory.append(resident_bytes())
-            states[0] = dream.num_bytes
-    memory.append(resident_bytes())
-    states[1] = dream.num_bytes
+            settled, state = resident_bytes(), dream.num_bytes
+    now = resident_bytes()
     report = {
         "frames": blocks * dream.per_block,
         "threads": torch.get_num_threads(),
         "time": _time_report(seconds / dream.per_block),
         "memory": {
             "since_frame": settle * dream.per_block,
-            "resident_growth_bytes": memory[-1] - memory[0],
-            "state_bytes": states[1],
-            "state_growth_bytes": states[1] - states[0],
+            "resident_growth_bytes": None if now is None or settled is None else now - settled,
+            "state_bytes": state,
+            "state_growth_bytes": dream.num_bytes - state,
         },
         "collapse": collapse(table, after, max(1, min(TAIL // dream.per_block, blocks // 2))),
     }
