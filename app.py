@@ -27,10 +27,21 @@ from starlette.routing import Route
 
 from blockloom import __version__, cli
 from blockloom.commands.demo import is_local
-from blockloom.demo import handlers, inside, look, views, wishes, world_page, world_routes
+from blockloom.demo import (
+    handlers,
+    inside,
+    look,
+    video_page,
+    video_routes,
+    views,
+    wishes,
+    world_page,
+    world_routes,
+)
 from blockloom.demo.gate import Doors, Gate
 from blockloom.demo.session import Session
 from blockloom.demo.shelf import Shelf
+from blockloom.demo.videos import Videos
 from blockloom.demo.worlds import Worlds
 
 MAX_WAITING = 32
@@ -48,7 +59,7 @@ def build(shelf: Shelf) -> gr.Blocks:
     Args:
         shelf: Models on offer; may be empty.
     """
-    does, worlds = handlers.Handlers(shelf), Worlds(shelf)
+    does, worlds, videos = handlers.Handlers(shelf), Worlds(shelf), Videos(shelf)
     with gr.Blocks(title="Blockloom", analytics_enabled=False, delete_cache=(600, 3600)) as page:
         gr.HTML(
             "<h1>Blockloom</h1><p>Type a few words and watch a small model draw them, "
@@ -59,12 +70,16 @@ def build(shelf: Shelf) -> gr.Blocks:
             if not shelf.names:
                 gr.HTML(views.notice(NO_MODEL), elem_id="bl-no-model")
             _image_tab(does, shelf)
+        with gr.Tab("Video", id="video"):
+            _played_tab("video", video_page, videos.offers())
         with gr.Tab("World", id="world"):
-            _world_tab(worlds)
+            _played_tab("world", world_page, worlds.offers())
         with gr.Tab("Look inside", id="inside"):
             _inside_tab(does, page)
     page.queue(max_size=MAX_WAITING, default_concurrency_limit=4, api_open=False)
-    page.worlds = worlds
+    page.played = [
+        *video_routes.VideoRoutes(videos).routes(), *world_routes.WorldRoutes(worlds).routes()
+    ]  # fmt: skip
     return page
 
 
@@ -172,16 +187,19 @@ def _connect(does: handlers.Handlers, session: gr.State, box: SimpleNamespace) -
     box.gallery.select(does.choose, session, [box.download, box.chosen, box.redraw], **hidden)
 
 
-def _world_tab(worlds: Worlds) -> None:
-    """Lay out the worlds one steers; the script asks for frames past the queue."""
-    offers = worlds.offers()
+def _played_tab(name: str, tab: Any, offers: list[dict[str, Any]]) -> None:
+    """Lay out a tab whose script gets its frames past the queue.
+
+    Args:
+        name: Of the tab.
+        tab: The room with its HTML and script.
+        offers: The models it can use.
+    """
     if offers:
-        gr.HTML(
-            world_page.markup(offers), js_on_load=world_page.SCRIPT, apply_default_css=False,
-            elem_id="bl-world",
-        )  # fmt: skip
+        html, script = tab.markup(offers), tab.SCRIPT
+        gr.HTML(html, js_on_load=script, apply_default_css=False, elem_id=f"bl-{name}")
     else:
-        gr.HTML(views.notice(world_page.NO_WORLD), elem_id="bl-no-world")
+        gr.HTML(views.notice(tab.NOTHING), elem_id=f"bl-no-{name}")
 
 
 def _inside_tab(does: handlers.Handlers, page: gr.Blocks) -> None:
@@ -245,8 +263,7 @@ def server_settings(page: gr.Blocks, *, listen: str) -> dict[str, Any]:
             {"status": "ok", "version": __version__, "waiting": waiting, "limit": MAX_WAITING}
         )
 
-    played = world_routes.WorldRoutes(page.worlds).routes()
-    return {"middleware": guards, "routes": [Route("/healthz", health), *played]}
+    return {"middleware": guards, "routes": [Route("/healthz", health), *page.played]}
 
 
 def launch_settings(shelf: Shelf, *, listen: str, port: int, auth: Any) -> dict[str, Any]:
@@ -267,7 +284,8 @@ def launch_settings(shelf: Shelf, *, listen: str, port: int, auth: Any) -> dict[
         "blocked_paths": [str(p) for p in private if not temporary.is_relative_to(p)],
         "state_session_capacity": 200, "strict_cors": True, "run_history": False,
         "enable_monitoring": False, "mcp_server": False, "pwa": False, "ssr_mode": False,
-        "footer_links": [], "theme": look.theme(), "css": look.CSS + world_page.CSS, "quiet": True,
+        "footer_links": [], "theme": look.theme(), "quiet": True,
+        "css": look.CSS + world_page.CSS + video_page.CSS,
     }  # fmt: skip
 
 

@@ -11,7 +11,7 @@ from typing import Any
 
 SCRIPT = (Path(__file__).parent / "world.js").read_text(encoding="utf-8")
 
-NO_WORLD = (
+NOTHING = (
     "No world to play is installed. Train a video model that takes actions and start the demo "
     "with “--model FOLDER”."
 )

@@ -8,35 +8,30 @@ front; who is not logged in is refused here.
 import asyncio
 import json
 import tempfile
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import numpy as np
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
-from ..core.errors import BlockloomError, ModelError, ResourceError, UsageError
+from ..core.errors import UsageError
 from ..core.messages import explain
-from .gate import COOKIE, visitor_of
+from .answers import Busy, asked_for, guarded, visitor_who_asks
 from .world_saves import MAX_SESSION_BYTES
-from .worlds import IDLE_SECONDS, Gone, World, Worlds
+from .worlds import IDLE_SECONDS, World, Worlds
 
 PREFIX = "/world/"
 LARGE = {PREFIX + "load": MAX_SESSION_BYTES}
 """Addresses that take more than the gate's usual number of bytes."""
 ABOUT = "x-world"
 MAX_WAITING, MAX_LOADING = 64, 4
-_MAX_ASKED = 4096
 _MAX_PRESSED = 16
 
 Answer = TypeVar("Answer")
-
-
-class Busy(ResourceError):
-    """Too much is asked at once."""
 
 
 class WorldRoutes:
@@ -54,8 +49,8 @@ class WorldRoutes:
         """List the routes for the server."""
         posts = {"new": self.new, "step": self.step, "fork": self.fork, "save": self.save,
                  "load": self.load, "close": self.close}  # fmt: skip
-        found = [Route(PREFIX + n, _guarded(f), methods=["POST"]) for n, f in posts.items()]
-        return [Route(PREFIX + "start", _guarded(self.start)), *found]
+        found = [Route(PREFIX + n, guarded(f), methods=["POST"]) for n, f in posts.items()]
+        return [Route(PREFIX + "start", guarded(self.start)), *found]
 
     async def start(self, request: Request) -> Response:
         """Answer a start's last frame as PNG."""
@@ -65,7 +60,7 @@ class WorldRoutes:
 
     async def new(self, request: Request) -> Response:
         """Open a world: `model`, `start` (a number or null), `seed`."""
-        asked, visitor = await _asked(request), _visitor(request)
+        asked, visitor = await asked_for(request), visitor_who_asks(request)
         model, start, seed = asked.get("model"), asked.get("start"), asked.get("seed", 0)
         world = await self._work(lambda: self._worlds.open(visitor, model, start, seed))
         self._sweep_later()
@@ -73,12 +68,12 @@ class WorldRoutes:
 
     async def step(self, request: Request) -> Response:
         """Take a step: `key`, and `keys`, the names of the keys held down."""
-        asked = await _asked(request)
+        asked = await asked_for(request)
         pressed = asked.get("keys", [])
         is_list = isinstance(pressed, list) and len(pressed) <= _MAX_PRESSED
         if not is_list or not all(isinstance(name, str) for name in pressed):
             raise UsageError(explain("keys", allowed=f"at most {_MAX_PRESSED} names of keys"))
-        world = self._worlds.find(_visitor(request), asked.get("key"))
+        world = self._worlds.find(visitor_who_asks(request), asked.get("key"))
         if world.is_busy:
             raise Busy("one step at a time")
         world.is_busy = True
@@ -90,20 +85,20 @@ class WorldRoutes:
 
     async def fork(self, request: Request) -> Response:
         """Open a second world that goes on from here: `key`."""
-        asked = await _asked(request)
-        world = self._worlds.find(_visitor(request), asked.get("key"))
+        asked = await asked_for(request)
+        world = self._worlds.find(visitor_who_asks(request), asked.get("key"))
         return _frames(await self._work(lambda: self._worlds.fork(world)), None)
 
     async def save(self, request: Request) -> Response:
         """Answer a session file: `key`."""
-        asked = await _asked(request)
-        world = self._worlds.find(_visitor(request), asked.get("key"))
+        asked = await asked_for(request)
+        world = self._worlds.find(visitor_who_asks(request), asked.get("key"))
         content = await self._work(lambda: self._worlds.save(world))
         return Response(content, media_type="application/octet-stream")
 
     async def load(self, request: Request) -> Response:
         """Go on from a session file, which is the body; `model` stands in the address."""
-        model, visitor = request.query_params.get("model"), _visitor(request)
+        model, visitor = request.query_params.get("model"), visitor_who_asks(request)
         if self._loading >= MAX_LOADING:
             raise Busy("others are loading; try again in a moment")
         self._loading += 1
@@ -121,8 +116,8 @@ class WorldRoutes:
 
     async def close(self, request: Request) -> Response:
         """Forget a world: `key`."""
-        asked = await _asked(request)
-        self._worlds.close(_visitor(request), asked.get("key"))
+        asked = await asked_for(request)
+        self._worlds.close(visitor_who_asks(request), asked.get("key"))
         return JSONResponse({"closed": True})
 
     async def _work(self, job: Callable[[], Answer]) -> Answer:
@@ -145,62 +140,6 @@ class WorldRoutes:
         self._is_sweeping = False
         if self._worlds.sweep():
             self._sweep_later()
-
-
-def is_logged_in(request: Request) -> bool:
-    """Say whether a request may come in, by the page's own list of logins."""
-    page, cookies = request.app, request.cookies
-    if getattr(page, "auth", None) is None and getattr(page, "auth_dependency", None) is None:
-        return True
-    names = ("access-token-", "access-token-unsecure-")
-    tokens = [cookies.get(f"{name}{page.cookie_id}") for name in names]
-    return any(page.tokens.get(token) is not None for token in tokens if token)
-
-
-def _guarded(handle: Callable[[Request], Awaitable[Response]]) -> Callable[[Request], Any]:
-    """Answer errors that are the asker's with one line; whatever else goes up to the gate."""
-
-    async def answer(request: Request) -> Response:
-        if not is_logged_in(request):
-            return JSONResponse({"detail": "log in first"}, 401)
-        try:
-            response = await handle(request)
-        except BlockloomError as error:
-            return JSONResponse({"detail": error.message}, _status(error))
-        response.headers["cache-control"] = "no-store"
-        return response
-
-    return answer
-
-
-def _status(error: BlockloomError) -> int:
-    if isinstance(error, Gone):
-        return 410
-    if isinstance(error, ResourceError):
-        return 429
-    return 404 if isinstance(error, ModelError) else 422
-
-
-def _visitor(request: Request) -> str:
-    return visitor_of(request.cookies.get(COOKIE, ""))
-
-
-async def _asked(request: Request) -> dict[str, Any]:
-    """Read a small JSON object.
-
-    Raises:
-        UsageError: Anything else.
-    """
-    body = await request.body()
-    if len(body) > _MAX_ASKED:
-        raise UsageError(explain("the request is too long", allowed=f"{_MAX_ASKED} bytes"))
-    try:
-        asked = json.loads(body)
-    except (ValueError, RecursionError):
-        asked = None
-    if not isinstance(asked, dict):
-        raise UsageError("the request is no JSON object")
-    return asked
 
 
 def _frames(world: World, frames: "np.ndarray | None") -> Response:

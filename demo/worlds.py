@@ -24,18 +24,12 @@ from ..core.messages import explain
 from ..pipelines.auto import num_actions
 from ..pipelines.world_files import Controls, Starts, read_controls, read_starts
 from . import libraries, world_saves
+from .answers import Gone
 from .shelf import Shelf
 
 MAX_WORLDS, MAX_OF_ONE = 48, 6
 """Worlds open at once: in all, and of one visitor."""
 IDLE_SECONDS = 900.0
-
-
-class Gone(UsageError):
-    """No world stands under this key, at least none of this visitor's."""
-
-    def __init__(self) -> None:
-        super().__init__("this world is no longer there; reset to start again")
 
 
 @dataclass
@@ -154,7 +148,7 @@ class Worlds:
         with self._lock:
             world = self._open.get(key) if isinstance(key, str) else None
             if world is None or world.visitor != visitor:
-                raise Gone
+                raise Gone("this world is no longer there; reset to start again")
             world.used = self._clock()
             return world
 

@@ -17,7 +17,7 @@ from safetensors.torch import load_file, save_file
 
 from blockloom import app
 from blockloom.core.errors import DataError, ModelError, ResourceError, UsageError
-from blockloom.demo import gate, world_page, world_routes, world_saves, worlds
+from blockloom.demo import answers, gate, world_page, world_routes, world_saves, worlds
 from blockloom.demo.shelf import Shelf
 from blockloom.pipelines.auto import AutoPipeline
 from blockloom.pipelines.guard import check_folder
@@ -322,7 +322,7 @@ class TestShelfOfWorlds:
         now = worlds.IDLE_SECONDS + 1
         assert arcade.sweep() == 1
         assert arcade.find("v", young.key) is young
-        with pytest.raises(worlds.Gone):
+        with pytest.raises(answers.Gone):
             arcade.find("v", old.key)
 
     def test_all_together_open_a_bounded_number(
@@ -431,7 +431,7 @@ def test_too_many_at_once_are_sent_away(tiny_world: Path) -> None:
         jobs = [asyncio.create_task(routes._work(gate_opens.wait)) for _ in range(70)]
         await asyncio.sleep(0.05)
         refused = [job for job in jobs if job.done()]
-        assert all(isinstance(job.exception(), world_routes.Busy) for job in refused)
+        assert all(isinstance(job.exception(), answers.Busy) for job in refused)
         gate_opens.set()
         await asyncio.gather(*jobs, return_exceptions=True)
         return len(refused)
