@@ -138,6 +138,7 @@ def real_turns(clips: ClipDataset, steering: Steering) -> dict[str, Any]:
     report["clear_median_degrees"] = _median(turns[clear].abs())
     report["calm_pairs"] = int(calm.sum())
     report["calm_median_degrees"] = _median(turns[calm].abs())
+    report["calm_p95_degrees"] = float(turns[calm].abs().quantile(0.95)) if calm.any() else None
     report["by_lag"] = [_lag_report(lag, steers[lag], turns) for lag in LAGS]
     return report
 
@@ -237,6 +238,7 @@ def steer_report(turns: dict[str, Tensor]) -> dict[str, Any]:
         "bound_degrees_per_frame": STRAIGHT_BOUND,
         "mean_degrees_per_frame_at_end": float(end["straight"].mean()),
         "median_absolute_degrees_per_frame_at_end": float(end["straight"].abs().median()),
+        "p95_absolute_degrees_per_frame_at_end": float(end["straight"].abs().quantile(0.95)),
         "degrees_by_transition": [round(float(d), 3) for d in turns["straight"].mean(0)],
     }
     return report

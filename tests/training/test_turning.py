@@ -90,7 +90,7 @@ def test_the_estimator_is_tried_on_real_frames_whose_wheel_acts_late():
     best = max(report["by_lag"], key=lambda line: line["correlation"])
     assert best["frames_late"] == 2 and best["correlation"] > 0.99
     assert report["right_sign"] == 1.0 and report["right_sign_of"] > 10
-    assert report["calm_median_degrees"] < 0.2
+    assert report["calm_median_degrees"] < 0.2 and report["calm_p95_degrees"] < 0.5
 
 
 def test_how_far_an_action_steers_lies_between_left_and_right():
@@ -113,4 +113,5 @@ def test_the_report_counts_from_the_third_transition_on():
     assert report["left"]["degrees_per_frame"] == pytest.approx(-1.25)
     assert report["straight"]["within_bound"] == 0.75
     assert report["straight"]["median_absolute_degrees_per_frame_at_end"] == 0.5
+    assert report["straight"]["p95_absolute_degrees_per_frame_at_end"] == pytest.approx(1.35)
     assert report["right_of_left"]["share"] == 1.0
