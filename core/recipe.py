@@ -119,7 +119,9 @@ class CorruptionSpec(_Section):
     to that level is added (latents). A model trained so leans on the prompt and forgives its own
     mistakes when it decodes. `clean` is for recipes with one copy: the share of blocks that stay
     clean and carry no loss, so that training sees finished context. `per`: levels and ratios are
-    drawn per item, per block, or rise over the blocks that are in flight together.
+    drawn per item, per block, or rise over the blocks that are in flight together. `resample` is
+    the share of steps whose clean copy is the model's own: redrawn from a level shifted by
+    `resample_shift`, block after block.
     """
 
     kind: Literal["none", "mask", "flow", "ddpm", "spans"] = "none"
@@ -132,6 +134,8 @@ class CorruptionSpec(_Section):
     level: Literal["uniform", "logit_normal"] = "uniform"
     level_shift: float = Field(1.0, gt=0.0, le=100.0)
     context: float = Field(0.0, ge=0.0, le=1.0)
+    resample: float = Field(0.0, ge=0.0, le=1.0)
+    resample_shift: float = Field(0.6, gt=0.0, le=100.0)
     clean: float = Field(0.0, ge=0.0, lt=1.0)
 
 
@@ -169,7 +173,8 @@ class CacheSpec(_Section):
     `write` "separate": a pass over the clean rows after every block; "block": the same for recipes
     with one copy, whose finished rows are run once more at level 0 (diffusion forcing); "fused":
     that pass rides with the next block, for one or two copies; "token": every token as it is
-    drawn; "prefix": the prompt.
+    drawn; "prefix": the prompt. `matched: true` claims more than `exact` does: that training shows
+    finished context as decoding keeps it, clean. It is refused for one copy without clean blocks.
     """
 
     write: Literal["none", "prefix", "token", "separate", "fused", "block"] = "none"
@@ -177,6 +182,7 @@ class CacheSpec(_Section):
     window: int | None = Field(None, ge=1)
     sink: int = Field(0, ge=0)
     exact: bool = False
+    matched: bool = False
 
 
 class HeadSpec(_Section):
@@ -316,6 +322,11 @@ def _combination_errors(recipe: Recipe) -> list[str]:
         errors.append(
             f"corruption.context = {corruption.context:g} needs layout.copies = 2; "
             "set corruption.context to 0"
+        )
+    if corruption.resample and (layout.copies == 1 or head.kind != "patch"):
+        errors.append(
+            f"corruption.resample = {corruption.resample:g} needs layout.copies = 2 and head.kind = "
+            '"patch"; set corruption.resample to 0'
         )
     if corruption.clean and layout.copies == 2:
         errors.append(

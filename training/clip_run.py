@@ -25,6 +25,7 @@ from .clip_stage import (
     leading_actions,
 )
 from .clips import ClipDataset
+from .distill import DistillStage
 from .loop import TrainConfig
 from .objective import ModelStage
 from .tokenizer_stage import train_tokenizer
@@ -188,4 +189,5 @@ def stage_of_clips(
     actions: Any = None
     if width:
         actions = ClipActions(leading_actions(clips, width, tokenizer), tokens.windows)
-    return ModelStage(model, tokens, prompts, clips.captions, actions)
+    stage = ModelStage if model.recipe.distill is None else DistillStage
+    return stage(model, tokens, prompts, clips.captions, actions)

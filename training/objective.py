@@ -27,9 +27,11 @@ from ..core.grouping import PerLayer
 from ..core.layout import Copy, Layout
 from ..core.plan import NUM_SENTINELS, DecodePlan, build_plan
 from ..core.schedule import scheduler_of
+from ..models.backbone import PreparedPrompt
 from ..models.generate import caption_codes
 from ..models.generator import TEXT_CODES, GenerativeModel, frame_actions
 from ..models.heads.base import Head
+from .history import history_generators, history_level, resampled
 
 
 @dataclass
@@ -145,6 +147,7 @@ class ModelStage:
         dropped = torch.rand(len(indices), generator=generator) < self.recipe.condition.drop
         plan, layout, lowered = self.plan(generator)
         batch = self.corrupt(values, plan, layout, generator)
+        self.rewrite_history(batch, values, indices, dropped, generator)
         hidden = self.hidden_states(indices, dropped, batch, layout, lowered)
         loss = self.token_loss(hidden, batch, generator)
         total = (loss * batch.weight).sum() / batch.weight.sum().clamp_min(1e-8)
@@ -164,20 +167,50 @@ class ModelStage:
             layout: Rows of the forward.
             lowered: Their mask.
         """
-        if self.model.uses_prompt:
-            ids, is_null = self.prompt_ids[indices], dropped.to(self.model.device)
-            prompt = self.model.prepare(self.model.embed_prompts(ids, is_null))
-        else:
-            prompt = self.model.unprompted(len(indices))
+        prompt, actions = self._prompt(indices, dropped), self._actions(indices)
         told = None
-        if self.actions is not None:
+        if actions is not None:
             cells = self.model.config.height * self.model.config.width
-            actions = self.actions[indices].to(self.model.device)
             told = frame_actions(actions, layout, cells, self.recipe.layout.shift)
         hidden = self.model.backbone(
             batch.values, batch.is_masked, layout, batch.level, prompt, lowered, actions=told
         )
         return hidden[:, batch.loss_rows]
+
+    def _prompt(self, indices: Tensor, dropped: Tensor) -> PreparedPrompt:
+        if not self.model.uses_prompt:
+            return self.model.unprompted(len(indices))
+        ids, is_null = self.prompt_ids[indices], dropped.to(self.model.device)
+        return self.model.prepare(self.model.embed_prompts(ids, is_null))
+
+    def _actions(self, indices: Tensor) -> Tensor | None:
+        return None if self.actions is None else self.actions[indices].to(self.model.device)
+
+    @torch.no_grad()
+    def rewrite_history(
+        self, batch: Batch, values: Tensor, indices: Tensor, dropped: Tensor,
+        generator: torch.Generator,
+    ) -> None:  # fmt: skip
+        """Put the model's own redrawing where the clean copy stands, in a share of the steps.
+
+        Args:
+            batch: From `corrupt`; its clean rows are replaced.
+            values: The data.
+            indices: Items of the batch.
+            dropped: Items without a prompt.
+            generator: All randomness of the step.
+        """
+        spec = self.recipe.corruption
+        if not spec.resample or float(torch.rand((), generator=generator)) >= spec.resample:
+            return
+        plan, layout, _ = self.plan(generator)
+        level = history_level(spec.resample_shift, generator)
+        redrawn = resampled(
+            self.model, plan, values, self._prompt(indices, dropped), self._actions(indices), level,
+            history_generators(len(values), generator),
+        )  # fmt: skip
+        is_context = layout.copy == Copy.CLEAN
+        batch.values[:, is_context] = redrawn[:, layout.source[is_context]].to(batch.values)
 
     def token_loss(self, hidden: Tensor, batch: Batch, generator: torch.Generator) -> Tensor:
         """Ask the head for one loss per predicted row."""

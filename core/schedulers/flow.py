@@ -59,13 +59,14 @@ class LevelScheduler(BlockScheduler, ABC):
         check_count("num_steps", steps)
         return [shift_level(1 - i / steps, self.config.shift) for i in range(steps + 1)]
 
-    def rows(self, num_steps: int | None = None) -> list[Row]:
+    def rows(self, num_steps: int | None = None, start: float = 1.0) -> list[Row]:
         """Plan the forwards of a block.
 
         Args:
             num_steps: Overrides the config.
+            start: Level the block starts at, in (0, 1]; the levels below it keep their proportions.
         """
-        levels = self.levels(num_steps)
+        levels = [start * level for level in self.levels(num_steps)]
         steps = len(levels) - 1
         return [
             Row(

@@ -1,0 +1,248 @@
+"""Few-step students: distribution matching distillation, on the student's own history or the data's.
+
+Until `distill.init_steps` the student and a bidirectional teacher of the same size learn to undo
+noise as usual. Then the teacher stands still, a critic starts as its copy, and steps take turns:
+the critic learns to undo noise on what the student draws, the student moves where the teacher finds
+its frames likelier than the critic does.
+
+The student's frames come from its own cached rollout, which keeps no gradients. They are computed
+once more in one masked forward whose context is that rollout, and this forward carries the
+gradients: cached and masked decode agree (core/proof.py), so it is the same student.
+
+It knows no recipe by name.
+
+Source: DMD (arXiv:2311.18828) as CausVid (arXiv:2412.07772) and Self Forcing (arXiv:2506.08009,
+algorithm 1) use it. Differs: teacher and student learn side by side from scratch; no guidance.
+"""
+
+import copy
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from ..core.corruption import noise_levels
+from ..core.layout import Copy, Layout
+from ..core.plan import DecodePlan
+from ..core.recipe import Recipe, apply_overrides, recipe_from_dict
+from ..core.rollout import Rollout
+from ..core.sampling import per_item_randn
+from ..core.schedulers.base import Row, clean_from_velocity
+from ..core.schedulers.flow import LevelScheduler
+from ..models.generator import GenerativeModel, ModelDecoder
+from .history import history_generators
+from .objective import Batch, ModelStage
+
+TEACHER = ["layout.copies=1", "layout.block=all", "mask=bidirectional", "cache.write=none",
+           "cache.window=null", "cache.sink=0", "cache.exact=false", "corruption.per=sample",
+           "corruption.context=0", "corruption.resample=0", "distill=null", "learns=null"]  # fmt: skip
+"""What makes a recipe's bidirectional twin: every frame sees every frame, one level for all."""
+
+
+@dataclass
+class Drawn:
+    """What a student drew: frames, and what the last row it ran was given.
+
+    `clean` and `noisy` are [batch, slots, channels]; `level` is that of the last row.
+    """
+
+    clean: Tensor
+    noisy: Tensor
+    level: float
+
+
+class DistillStage(ModelStage):
+    """Trains a student with a teacher and a critic beside it."""
+
+    def __init__(self, model: GenerativeModel, *data: Any, **more: Any) -> None:
+        """Build the teacher and the critic.
+
+        Args:
+            model: The student; its recipe has a `distill` section.
+            *data: As `ModelStage` takes them.
+            **more: As `ModelStage` takes them.
+
+        Raises:
+            ValueError: A recipe without a `distill` section.
+        """
+        super().__init__(model, *data, **more)
+        if self.recipe.distill is None:
+            raise ValueError(f"recipe {self.recipe.name} has no distill section; add one")
+        self.spec = self.recipe.distill
+        config = dict(model.config)
+        twin = bidirectional(self.recipe).model_dump(mode="json")
+        sizes = {k: config[k] for k in ("height", "width", "latent_channels")}
+        with torch.random.fork_rng(devices=[]):
+            torch.random.default_generator.manual_seed(self.recipe.train.seed + 1)
+            teacher = GenerativeModel(recipe=twin, **sizes)
+        self.teacher = ModelStage(teacher, self.values, self.prompt_ids, (), self.actions)
+        self.critic = ModelStage(
+            copy.deepcopy(teacher), self.values, self.prompt_ids, (), self.actions
+        )
+        self._all = nn.ModuleDict(
+            {"student": model, "teacher": teacher, "critic": self.critic.model}
+        )
+
+    def modules(self) -> nn.Module:
+        """Student, teacher and critic; which of them move depends on the step."""
+        return self._all
+
+    def loss(
+        self, indices: Tensor, generator: torch.Generator, step: int
+    ) -> tuple[Float[Tensor, ""], dict[str, float]]:
+        """Compute the loss of a step: learning from data, the critic's turn, or the student's.
+
+        Args:
+            indices: Items of the batch.
+            generator: All randomness of the step.
+            step: Tells whose turn it is.
+        """
+        if step < self.spec.init_steps:
+            own, metrics = super().loss(indices, generator, step)
+            guide, _ = self.teacher.loss(indices, generator, step)
+            return own + guide, metrics
+        if step == self.spec.init_steps:
+            self.critic.model.load_state_dict(self.teacher.model.state_dict())
+        turn = (step - self.spec.init_steps) % (self.spec.critic_steps + 1)
+        drawn = self._drawn(indices, generator)
+        if turn < self.spec.critic_steps:
+            return self._critic_loss(indices, drawn.clean, generator)
+        return self._student_loss(indices, drawn, generator)
+
+    # -- what the student draws ---------------------------------------------------------------
+
+    def _never(self, indices: Tensor) -> Tensor:
+        return torch.zeros(len(indices), dtype=torch.bool)
+
+    @torch.no_grad()
+    def _drawn(self, indices: Tensor, generator: torch.Generator) -> Drawn:
+        """Draw clips with the student, up to a random row of its schedule."""
+        plan, _, _ = self.plan(generator)
+        values = self.values[indices]
+        rows = self.scheduler.rows()
+        exit_row = int(torch.randint(len(rows), (), generator=generator))
+        generators = history_generators(len(indices), generator)
+        if self.spec.history == "data":
+            noise = per_item_randn(values.shape[1:], generators, values.device, values.dtype)
+            level = rows[exit_row].level
+            return Drawn(values, self.scheduler.add_noise(values, noise, level), level)
+        prompt = self._prompt(indices, self._never(indices))
+        decoder = ModelDecoder(self.model, prompt, actions=self._actions(indices))
+        known = torch.zeros(values.shape[:2], dtype=torch.bool, device=values.device)
+        rollout = Rollout(
+            plan, decoder, EarlyExit(self.scheduler, exit_row), values=values, is_known=known,
+            generators=generators,
+        )  # fmt: skip
+        noisy = torch.zeros_like(values)
+        for event in rollout.events():
+            if event.kind == "row" and event.data["row"] == exit_row:
+                noisy[:, event.data["sources"]] = event.data["received"].to(noisy)
+        return Drawn(rollout.values, noisy, rows[exit_row].level)
+
+    def _redrawn(self, indices: Tensor, drawn: Drawn, generator: torch.Generator) -> Tensor:
+        """Compute the last row of the student's frames once more, in one forward with gradients."""
+        plan, layout, lowered = self.plan(generator)
+        noisy = self._noisy(layout)
+        source = layout.source[noisy]
+        rows = drawn.clean[:, layout.source.clamp_min(0)].clone()
+        rows[:, noisy] = drawn.noisy[:, source]
+        level = torch.zeros(rows.shape[:2], device=rows.device, dtype=rows.dtype)
+        level[:, noisy] = drawn.level
+        batch = self._forward_only(rows, level, noisy, drawn.noisy[:, source])
+        velocity = self._velocity(self, indices, batch, layout, lowered)
+        return clean_from_velocity(drawn.noisy[:, source], velocity, drawn.level)
+
+    def _forward_only(self, rows: Tensor, level: Tensor, at: Tensor, target: Tensor) -> Batch:
+        nothing = torch.zeros(rows.shape[:2], dtype=torch.bool, device=rows.device)
+        return Batch(rows, nothing, level, at, target, torch.ones_like(target[..., 0]))
+
+    def _velocity(
+        self, stage: ModelStage, indices: Tensor, batch: Batch, layout: Layout, lowered: Any
+    ) -> Tensor:
+        hidden = stage.hidden_states(indices, self._never(indices), batch, layout, lowered)
+        head: Any = stage.model.head
+        return head.predict(hidden)
+
+    # -- losses -------------------------------------------------------------------------------
+
+    def _critic_loss(
+        self, indices: Tensor, clean: Tensor, generator: torch.Generator
+    ) -> tuple[Tensor, dict[str, float]]:
+        """Flow matching on what the student drew."""
+        plan, layout, lowered = self.critic.plan(generator)
+        batch = self.critic.corrupt(clean, plan, layout, generator)
+        hidden = self.critic.hidden_states(indices, self._never(indices), batch, layout, lowered)
+        loss = self.critic.token_loss(hidden, batch, generator).mean()
+        return loss, {"critic_loss": float(loss.detach())}
+
+    def _student_loss(
+        self, indices: Tensor, drawn: Drawn, generator: torch.Generator
+    ) -> tuple[Tensor, dict[str, float]]:
+        """Move the student's frames along the difference of the two scores.
+
+        g = (x0_critic - x0_teacher) / mean|x - x0_teacher|, loss = mean((x - sg(x - g))^2) / 2.
+        """
+        frames = self._redrawn(indices, drawn, generator)
+        with torch.no_grad():
+            plan, layout, lowered = self.teacher.plan(generator)
+            noisy, level = self._noised(frames.detach(), plan, generator)
+            at = torch.arange(noisy.shape[1], device=noisy.device)
+            told = level.expand(noisy.shape[:2])
+            batch = self._forward_only(noisy, told, at, noisy)
+            real, fake = (
+                clean_from_velocity(
+                    noisy, self._velocity(s, indices, batch, layout, lowered), level[..., None]
+                )
+                for s in (self.teacher, self.critic)
+            )
+            gap = (frames.detach() - real).abs().mean((1, 2), keepdim=True).clamp_min(1e-6)
+            direction = ((fake - real) / gap).nan_to_num(0.0)
+            goal = frames.detach() - direction
+        loss = 0.5 * (frames - goal).square().mean()
+        return loss, {"student_step": float(direction.abs().mean())}
+
+    def _noised(
+        self, clean: Tensor, plan: DecodePlan, generator: torch.Generator
+    ) -> tuple[Tensor, Tensor]:
+        """Noise whole clips to one level each, between 2 % and 98 %."""
+        shift = self.recipe.corruption.level_shift
+        level = noise_levels("uniform", (len(clean), 1), generator, shift=shift).clamp(0.02, 0.98)
+        noise = torch.randn(clean.shape, generator=generator).to(clean)
+        level = level.to(clean)
+        return self.scheduler.add_noise(clean, noise, level[..., None]), level
+
+
+class EarlyExit:
+    """A scheduler that leaves a block at one of its rows: that row's clean prediction is it."""
+
+    def __init__(self, scheduler: LevelScheduler, exit_row: int) -> None:
+        """Cut a scheduler short.
+
+        Args:
+            scheduler: The whole schedule.
+            exit_row: Last row that runs, from 0.
+        """
+        self.inner, self.exit_row = scheduler, exit_row
+        self.config = scheduler.config
+
+    def rows(self, num_steps: int | None = None) -> list[Row]:
+        """List the rows up to the exit, which ends at level 0."""
+        rows = self.inner.rows(num_steps)[: self.exit_row + 1]
+        rows = [replace(row, num_rows=len(rows)) for row in rows]
+        return [*rows[:-1], replace(rows[-1], level_next=0.0)]
+
+    def begin(self, num_steps: int | None = None) -> None:
+        """Start a block."""
+        self.inner.begin(num_steps)
+
+    def __getattr__(self, name: str) -> Any:
+        """Ask the whole schedule for everything else."""
+        return getattr(self.inner, name)
+
+
+def bidirectional(recipe: Recipe) -> Recipe:
+    """Return a recipe's twin in which every frame sees every frame."""
+    plain = apply_overrides(recipe.model_dump(mode="json"), TEACHER)
+    return recipe_from_dict(plain, f"{recipe.name}, the teacher")
