@@ -31,9 +31,15 @@ def require_exact(recipe: Recipe) -> None:
         recipe: A recipe whose sections are legal on their own.
 
     Raises:
-        ModelError: unknown mask rule, or the first reason why the cached decode is not exact.
+        ModelError: unknown mask rule, the first reason why the cached decode is not exact, or a
+            claim that training shows the kept context where it does not.
     """
     _require_mask(recipe)
+    if recipe.cache.matched and keeps_blocks(recipe) and not context_is_trained(recipe):
+        raise ModelError(
+            f"{recipe.name}: cache.matched = true is disproved: training shows no finished context "
+            "as it is kept; set cache.matched to false, layout.copies to 2, or corruption.clean"
+        )
     if not recipe.cache.exact:
         return
     found = next(iter(violations(recipe)), None)
@@ -42,6 +48,21 @@ def require_exact(recipe: Recipe) -> None:
             f"{recipe.name}: cache.exact = true is disproved: {found}; set cache.exact to false, "
             "or repair the mask"
         )
+
+
+def context_is_trained(recipe: Recipe) -> bool:
+    """Whether training shows finished blocks as decoding keeps them: whole and without noise.
+
+    An exact cache computes what the masked forward computes; that the model ever met such inputs is
+    another matter. One copy meets them only where blocks stay clean now and then.
+    """
+    layout = recipe.layout
+    return layout.copies == 2 or layout.shift == 1 or recipe.corruption.clean > 0
+
+
+def keeps_blocks(recipe: Recipe) -> bool:
+    """Whether anything but a prompt is kept."""
+    return recipe.cache.write not in ("none", "prefix")
 
 
 def _require_mask(recipe: Recipe) -> None:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from .errors import UsageError
 from .levels import LevelRow, level_matrix, level_rows
 from .sampling import per_item_randn
 from .schedulers.base import Row
@@ -31,8 +32,16 @@ class Flight:
         Args:
             rollout: Its plan names the matrix.
             first: Blocks before it are given and finished.
+
+        Raises:
+            UsageError: a rollout that starts from noised values.
         """
         plan = rollout.plan
+        if rollout.start_level != 1.0:
+            raise UsageError(
+                f"start_level = {rollout.start_level:g} with several blocks in flight "
+                f'(schedule.matrix = "{plan.matrix}"); set start_level to 1'
+            )
         self.rollout, self.first, self.oldest = rollout, first, first
         self.rows: list[Row] = rollout.scheduler.rows(rollout.num_steps)
         levels = [row.level for row in self.rows] + [self.rows[-1].level_next]

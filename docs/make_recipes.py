@@ -5,6 +5,7 @@ Usage: python docs/make_recipes.py
 
 from pathlib import Path
 
+from blockloom.core.exactness import context_is_trained, keeps_blocks
 from blockloom.core.plan import mask_table
 from blockloom.core.recipe import Recipe, list_recipes, load_recipe
 
@@ -18,7 +19,8 @@ A recipe names a system as six choices; `blockloom inspect NAME` shows any of th
 **Mask** lists who sees whom, `query->key` over C (clean) and N (noisy or hidden) rows.
 **Cache** says when rows become permanent. *Exact* means that the cached decode computes what the
 training forward computes, proved for the layout before a recipe may say so; a recipe whose every
-pass looks at all tokens anew keeps nothing and has nothing to prove.
+pass looks at all tokens anew keeps nothing and has nothing to prove. *Context unseen* means that
+training never shows finished context as decoding keeps it, so that exact says less.
 **Learns** is a tiny run on procedural data, rerun by the slow tests; lower is better. Pictures
 (`training/shapes.py`): a coloured shape on a plain ground, 16x16 pixels; value and baseline are
 measured on pictures whose prompts are not in the training data, and the baseline is the best
@@ -40,7 +42,8 @@ def table(recipes: list[Recipe]) -> list[str]:
         exact = (
             "exact" if recipe.cache.exact else "not exact" if recipe.cache.write != "none" else ""
         )
-        cache = ", ".join(filter(None, (recipe.cache.write, exact)))
+        unseen = keeps_blocks(recipe) and not context_is_trained(recipe)
+        cache = ", ".join(filter(None, (recipe.cache.write, exact, "context unseen" * unseen)))
         system = f"[{recipe.system.title}]({recipe.system.url})"
         lines.append(f"| `{recipe.name}` | {system} | {mask} | {cache} | {recipe.head.kind} |")
     return lines

@@ -188,6 +188,23 @@ def test_swapped_tokens_come_from_the_same_place_of_another_item():
     assert corruption.swap_tokens(values, 0.0, gen(3)) is values
 
 
+def test_blocks_in_flight_rise_by_equal_steps():
+    flight = torch.tensor([0, 0, 0, 3, 3, 3])
+    place = torch.tensor([0, 1, 2, 0, 1, 2])
+    levels = corruption.flight_levels(4000, flight, place, 3, gen())
+    assert levels.shape == (4000, 6) and 0 <= levels.min() and levels.max() == 1.0
+    steps = levels[:, 1:3] - levels[:, :2]
+    under_way = levels[:, 2] < 1.0
+    assert torch.allclose(steps[under_way], torch.full_like(steps[under_way], 1 / 3), atol=1e-6)
+    # Half are under way, and of the others a third begins with its oldest block in the last third.
+    assert abs(float((levels[:, 0] < 1 / 3).float().mean()) - (0.5 + 0.5 / 3)) < 0.03
+    assert abs(float((levels[:, 0] > 2 / 3).float().mean()) - 0.5 / 3) < 0.03
+    assert bool((levels[:, 1:3][levels[:, 0] > 2 / 3] == 1.0).all())  # not begun yet
+    assert not torch.equal(levels[:, :3], levels[:, 3:])  # flights draw their own
+    shifted = corruption.flight_levels(4000, flight, place, 3, gen(), shift=2.0)
+    assert torch.allclose(shifted, 2 * levels / (1 + levels))
+
+
 def test_noise_levels():
     uniform = corruption.noise_levels("uniform", (4000, 5), gen())
     assert uniform.mean().item() == pytest.approx(0.5, abs=0.01)

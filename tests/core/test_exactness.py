@@ -62,6 +62,30 @@ def test_bidirectional_models_keep_nothing_but_their_prompt():
     assert "later order" in bad("cm3", "mask={C->C: 'ALL & ~q.PROMPT'}")
 
 
+def test_exact_says_nothing_about_what_training_shows():
+    # Masked teacher forcing and diffusion forcing: the cache computes what the masked forward
+    # computes, of contexts that training never held.
+    for name in ("video/magi_mtf", "video/diffusion_forcing"):
+        assert load_recipe(name).cache.exact
+        with pytest.raises(ModelError, match=r"cache\.matched = true is disproved"):
+            load_recipe(name, ["cache.matched=true"])
+        assert load_recipe(name, ["cache.matched=true", "corruption.clean=0.1"]).cache.matched
+    matched = {name for name in list_recipes("video") if load_recipe(name).cache.matched}
+    assert matched >= {"video/magi_ctf", "video/far", "video/causal_lm", "video/teacher_forcing"}
+    with pytest.raises(ModelError, match=r"cache\.matched"):
+        load_recipe("video/far", ["corruption.clean=0", "cache.matched=true"])
+
+
+@pytest.mark.parametrize("write", ["block", "fused"])
+def test_one_copy_must_not_look_ahead_or_beyond_its_window(write):
+    name, near = "video/far", "LE(block) & NEAR(block, 3)"
+    ahead = f"mask={{C->C: LE(block), N->C: LE(block), N->N: '{near} | AHEAD(block, 2)'}}"
+    assert "later block" in bad(name, ahead, f"cache.write={write}")
+    far = f"mask={{C->C: LE(block), N->C: LE(block), N->N: '{near}'}}"
+    assert load_recipe(name, [far, f"cache.write={write}"]).cache.exact
+    assert "evicted" in bad(name, far, f"cache.write={write}", "cache.window=2")  # off by one
+
+
 def test_unknown_masks_are_refused_with_the_nearest():
     with pytest.raises(ModelError, match="unknown mask rule 'block_difusion'; nearest: block_dif"):
         load_recipe("acdit", ["mask=block_difusion"])

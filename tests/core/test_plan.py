@@ -87,6 +87,15 @@ def test_layouts_and_lowered_masks_are_remembered():
     assert plan.lowered(joined, None) is plan.lowered(joined, None)
 
 
+def test_videos_of_tokens_and_of_one_block():
+    tokens = build_plan(load_recipe("video/causal_lm"), 2, 3, frames=2)
+    assert tokens.num_blocks == 12 and tokens.content.block.tolist() == list(range(12))
+    assert tokens.content.position[7].tolist() == [1.0, 0.0, 1.0]
+    whole = ["layout.block=all", "cache.window=null", "cache.write=none", "cache.exact=false"]
+    together = build_plan(load_recipe("video/diffusion_forcing", whole), 2, 3)
+    assert together.num_blocks == 1 and together.num_slots == 30
+
+
 def test_lengths_become_the_squarest_grid():
     assert [grid_of(n) for n in (1, 12, 144, 7)] == [(1, 1), (3, 4), (12, 12), (1, 7)]
     with pytest.raises(ValueError, match="length = 0 tokens; legal >= 1; try 1"):

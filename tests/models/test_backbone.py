@@ -5,10 +5,12 @@ import torch
 
 from blockloom.core.attention import lower
 from blockloom.core.layout import Copy
+from blockloom.core.layouts import frames, prefix
 from blockloom.core.plan import build_plan
 from blockloom.core.proof import compare
 from blockloom.models.backbone import BlockTransformer, repeat_prompt
 from blockloom.models.generate import prompt_vectors
+from blockloom.models.layers import distance_bias
 
 SINGLE = ("layout.copies=1", "cache.write=none", "cache.exact=false", "layout.block=row")
 CONES = [
@@ -147,6 +149,37 @@ def test_repeated_prompts_stand_next_to_each_other(tiny):
     assert torch.equal(again.pooled[0], again.pooled[1])
     assert torch.equal(again.pooled[::2], prompt.pooled)
     assert torch.equal(again.cross[1][0][1::2], prompt.cross[1][0])
+
+
+def test_scores_fall_with_the_distance_between_frames():
+    keys = prefix(frames(4, 1, 2), 1)
+    bias = distance_bias(keys.take(slice(5, 6)), keys, 2, decay=8.0)
+    assert bias.shape == (1, 2, 1, 9)
+    # Frame 2 looks at the prompt, then at two rows of each frame; slopes 8 / 2^4 and 8 / 2^8.
+    gap = torch.tensor([0.0, 2, 2, 1, 1, 0, 0, 1, 1])
+    assert torch.equal(bias[0, 0, 0], -0.5 * gap) and torch.equal(bias[0, 1, 0], -gap / 32)
+    batched = distance_bias(keys.take(slice(5, 6)), keys.expand(3), 2, decay=8.0)
+    assert batched.shape == (3, 2, 1, 9) and torch.equal(batched[2], bias[0])
+
+
+def test_decay_turns_far_frames_off(tiny):
+    states = {}
+    for decay in (0, 100):
+        model = tiny.model("video/far", f"backbone.decay={decay}", "condition.actions=0", std=0.3)
+        plan = build_plan(model.recipe, 4, 4)
+        layout, prompt = plan.training_layout(), model.unprompted(1)
+        values = torch.randn(1, 80, tiny.channels, generator=torch.Generator().manual_seed(0))
+        other = values.clone()
+        other[:, :48] += 1.0
+        lowered, hidden = plan.lower(layout, layout), layout.level[None] > 1
+        with torch.no_grad():
+            a, b = (
+                model.backbone(v, hidden, layout, layout.level[None], prompt, lowered)
+                for v in (values, other)
+            )
+        states[decay] = float((a - b)[:, 64:].abs().max())
+    assert states[0] > 1e-2  # frame 4 reads frames 2 and 3, and they earlier ones
+    assert states[100] < 0.5 * states[0]
 
 
 def test_batched_layouts_are_refused():

@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from blockloom.core.layout import Layout
 from blockloom.core.plan import build_plan
 from blockloom.core.rollout import run
 from blockloom.core.sampling import item_generator
@@ -15,7 +16,12 @@ from blockloom.models.generate import (
     spell_back,
     start,
 )
-from blockloom.models.generator import TEXT_CODES, GenerativeModel, allowed_codes
+from blockloom.models.generator import (
+    TEXT_CODES,
+    GenerativeModel,
+    allowed_codes,
+    frame_actions,
+)
 
 SHARING = {"image/acdit", "image/block_masked"}
 
@@ -137,3 +143,11 @@ def test_prompts_need_no_gradient_mode_of_the_caller(tiny):
     with torch.enable_grad():
         prompt = prompt_vectors(model, ["a red cat"])
         assert not prompt.pooled.requires_grad
+
+
+def test_rows_are_told_the_action_of_the_frame_they_predict():
+    actions = torch.tensor([[[1.0], [2.0], [3.0]]])
+    rows = Layout.make(7, source=torch.arange(-1, 6))  # a start row, then three frames of two
+    assert frame_actions(actions, rows, 2).flatten().tolist() == [1, 1, 1, 2, 2, 3, 3]
+    # Shifted: the last row of a frame predicts the first token of the next; the very last nothing.
+    assert frame_actions(actions, rows, 2, 1).flatten().tolist() == [1, 1, 2, 2, 3, 3, 3]

@@ -7,9 +7,15 @@ import torch
 
 from blockloom.core.errors import UsageError
 from blockloom.core.recipe import load_recipe
-from blockloom.training.clip_learning import ClipReport, clip_learning_check, go_on
-from blockloom.training.clip_predictors import NextFrameCodes, NextFrameGaussians
+from blockloom.training.clip_learning import ClipReport, _as_decoded, clip_learning_check, go_on
+from blockloom.training.clip_predictors import (
+    FrameCodes,
+    FrameGaussians,
+    NextFrameCodes,
+    NextFrameGaussians,
+)
 from blockloom.training.clip_stage import ClipTokens
+from blockloom.training.objective import ModelStage
 from blockloom.training.predictors import CodeTable, Path, SlotGaussians
 
 VIDEO = ("modality=video", "layout.kind=frames", "layout.block=frame", "layout.frames=6")
@@ -76,6 +82,46 @@ def test_latents_are_expected_where_the_frame_before_sends_them():
                                                 torch.arange(2))  # fmt: skip
     wanted = (alone - (noise - values)[:, :2]).square().mean(-1)
     torch.testing.assert_close(error[:, :2], wanted)
+
+
+def test_baselines_without_a_past_know_the_place_in_the_frame_only():
+    train, other = tokens_of(codes(400)), codes(200, seed=1)
+    table, values = FrameCodes(train, 4), other.flatten(1, 2)
+    loss = table.loss(values, values, torch.arange(values.shape[1]))
+    assert float(loss.mean()) == pytest.approx(math.log(4), rel=0.02)
+    assert torch.equal(
+        loss[:, 4:6], CodeTable(train.frames, 4).loss(values[:, 4:6], torch.arange(2))
+    )
+    latents = tokens_of(drifting(300))
+    wanted = SlotGaussians(latents.frames)
+    sample = torch.randn(3, 4, 3, generator=torch.Generator().manual_seed(0))
+    half = torch.full((3, 4, 1), 0.5)
+    path = Path(1 - half, half, -torch.ones_like(half), torch.ones_like(half))
+    got = FrameGaussians(latents).predict(sample, sample, path, torch.arange(4, 8))
+    assert torch.equal(got, wanted.predict(sample, path, torch.arange(4) % 2))
+
+
+def test_a_kept_single_copy_is_scored_with_a_clean_past(tiny):
+    model = tiny.model("video/diffusion_forcing", "condition.actions=0")
+    values = torch.randn(3, 80, tiny.channels, generator=torch.Generator().manual_seed(0))
+    stage = ModelStage(model, values, model.text_encoder.tokenize(["sun"] * 3), ["sun"] * 3)
+    rng = torch.Generator().manual_seed(1)
+    plan, layout, _ = stage.plan(rng)
+    whole = stage.corrupt(values, plan, layout, rng)
+    parts = list(_as_decoded(whole, values, plan, layout))
+    assert len(parts) == 5
+    assert torch.equal(sum(part.weight for part in parts), whole.weight)
+    for block, part in enumerate(parts):
+        past = layout.block < block
+        assert torch.equal(part.values[:, past], values[:, past])
+        assert torch.equal(part.values[:, ~past], whole.values[:, ~past])
+        assert not bool(part.level[:, past].any()) and bool((part.level[:, ~past] > 0).all())
+        assert bool((part.weight[:, layout.block != block] == 0).all())
+    two = tiny.model("video/teacher_forcing", "condition.actions=0")
+    stage = ModelStage(two, values, two.text_encoder.tokenize(["sun"] * 3), ["sun"] * 3)
+    plan, layout, _ = stage.plan(rng)
+    batch = stage.corrupt(values, plan, layout, rng)
+    assert list(_as_decoded(batch, values, plan, layout)) == [batch]
 
 
 @pytest.mark.parametrize("name", ["image/acdit", "image/block_masked"])
