@@ -106,8 +106,9 @@ def base_params(
             )
         seed = earlier.params.seed if flags.seed == -1 else flags.seed
         return replace(earlier.params, model=choice.name, seed=seed, **settings)
-    settings = {"prompt": "", "fps": fps or clips.DEFAULT_FPS} | settings
-    return VideoParams(seed=output.pick_seed(flags.seed), model=choice.name, **settings)
+    plain: dict[str, Any] = {"prompt": "", "fps": fps or clips.DEFAULT_FPS}
+    plain |= settings
+    return VideoParams(seed=output.pick_seed(flags.seed), model=choice.name, **plain)
 
 
 def described(params: VideoParams, pipe: Any, start: Start) -> VideoParams:

@@ -11,28 +11,20 @@ import math
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 from ..core.errors import DataError, nearest
 from ..core.messages import explain, one_line
 from . import values
 from .prompts import check_file, decoded, raw_lines
 
+if TYPE_CHECKING:
+    from ..pipelines.world_files import Controls
+
 MAX_STEPS = 1_000_000
 _REPEAT = re.compile(r"\s+[xX](\d{1,9})$")
 _WHOLE = re.compile(r"[+-]?\d+")
 _NOTHING = ("-", "none")
-
-
-class Keys(Protocol):
-    """What the keys of a world do."""
-
-    keys: dict[str, tuple[float, ...]]
-    idle: tuple[float, ...]
-
-    def action(self, pressed: Any) -> list[float]:
-        """Join the actions of pressed keys."""
-        ...
 
 
 @dataclass(frozen=True)
@@ -50,7 +42,7 @@ class Step:
     prompt: str | None = None
 
 
-def read_script(path: Path, width: int, keys: Keys) -> list[Step]:
+def read_script(path: Path, width: int, keys: "Controls") -> list[Step]:
     """Read a script of actions.
 
     Args:
@@ -89,7 +81,7 @@ def read_script(path: Path, width: int, keys: Keys) -> list[Step]:
     return steps
 
 
-def _is_header(text: str, keys: Keys) -> bool:
+def _is_header(text: str, keys: "Controls") -> bool:
     cells = [cell.strip() for cell in re.split(r"[,;]", text)]
     return not any(_number(cell) is not None or cell in keys.keys for cell in cells)
 
@@ -101,7 +93,7 @@ def _number(text: str) -> float | None:
         return None
 
 
-def _step(text: str, width: int, keys: Keys) -> Step:
+def _step(text: str, width: int, keys: "Controls") -> Step:
     if text[0] in '[{"' or text == "null":
         return _json_step(json.loads(text), width, keys)
     match = _REPEAT.search(text)
@@ -110,7 +102,7 @@ def _step(text: str, width: int, keys: Keys) -> Step:
     return Step(_spoken(text, width, keys), repeat)
 
 
-def _json_step(value: Any, width: int, keys: Keys) -> Step:
+def _json_step(value: Any, width: int, keys: "Controls") -> Step:
     if not isinstance(value, dict):
         return Step(_told(value, width, keys))
     known = ("action", "repeat", "prompt")
@@ -133,7 +125,7 @@ def _repeat(count: Any) -> int:
     return count
 
 
-def _told(value: Any, width: int, keys: Keys) -> tuple[float, ...] | None:
+def _told(value: Any, width: int, keys: "Controls") -> tuple[float, ...] | None:
     """Read an action from JSON."""
     if value is None:
         return keys.idle if width else None
@@ -149,7 +141,7 @@ def _told(value: Any, width: int, keys: Keys) -> tuple[float, ...] | None:
     return _vector([float(part) for part in value], width)
 
 
-def _spoken(text: str, width: int, keys: Keys) -> tuple[float, ...] | None:
+def _spoken(text: str, width: int, keys: "Controls") -> tuple[float, ...] | None:
     """Read an action from text."""
     if text.lower() in _NOTHING:
         return keys.idle if width else None
@@ -184,7 +176,7 @@ def _vector(numbers: list[float], width: int) -> tuple[float, ...]:
     return tuple(numbers)
 
 
-def _legal(width: int, keys: Keys | None = None) -> str:
+def _legal(width: int, keys: "Controls | None" = None) -> str:
     if not width:
         return "- (this world takes no actions)"
     legal = f"{width} finite numbers, or one of 0 to {width - 1}"

@@ -46,7 +46,7 @@ def checked_frames(name: str, frames: Any) -> NDArray[np.uint8]:
         kinds = {type(frame).__name__ for frame in frames if not isinstance(frame, Image.Image)}
         sizes = {frame.size for frame in frames if isinstance(frame, Image.Image)}
         if kinds or len(sizes) > 1:
-            got = sorted(kinds) or sorted(sizes)
+            got: list[Any] = sorted(kinds) or sorted(sizes)
             raise UsageError(describe(name, got, "pictures of one size"))
         frames = np.stack([np.asarray(frame.convert("RGB")) for frame in frames])
     frames = np.asarray(frames)

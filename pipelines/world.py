@@ -24,6 +24,7 @@ from ..core.sampling import item_generator
 from ..models.live import LiveRollout
 from ..tokenizers.video_base import StreamState
 from .base import TokenPipeline
+from .clip_frames import to_clip, to_frames
 
 MAX_SESSION_BYTES = 2**31
 """Larger session files are refused unread."""
@@ -132,8 +133,7 @@ class WorldSession:
         if frames.ndim != 4 or frames.dtype != np.uint8 or frames.shape[1:] != (*size, 3):
             legal = f"uint8 (frames, {size[0]}, {size[1]}, 3)"
             raise UsageError(describe("frames", f"{frames.dtype} {frames.shape}", legal))
-        pixels = torch.from_numpy(frames).to(self._pipe.device, self._pipe.model.dtype)
-        clip = rearrange(pixels / 127.5 - 1, "f h w c -> 1 c f h w")
+        clip = to_clip(frames).to(self._pipe.device, self._pipe.model.dtype)
         with torch.no_grad():
             values = tokenizer.encode(clip)
         count = values.shape[1]
@@ -171,8 +171,7 @@ class WorldSession:
         values = rearrange(values, "1 (f n) c -> 1 f n c", f=per_block)
         with torch.no_grad():
             pixels, self._stream = self._pipe.tokenizer.decode_chunk(values, self._stream)
-        pixels = rearrange(pixels[0].clamp(-1, 1), "c f h w -> f h w c")
-        return ((pixels.float() + 1) * 127.5).round().byte().cpu().numpy()
+        return to_frames(pixels)[0]
 
     def _given_actions(self, actions: Sequence[Action] | None, frames: int) -> Tensor | None:
         width = self._pipe.num_actions
