@@ -13,7 +13,7 @@ from torch import Tensor
 
 from .attention import Lowered
 from .cache import CacheView, KVCache
-from .grouping import PerLayer
+from .grouping import PerLayer, regroup
 from .layout import Layout
 from .plan import DecodePlan, build_plan, grid_of
 from .recipe import Recipe
@@ -81,10 +81,12 @@ def layout_records(recipe: Recipe, length: int) -> list[dict[str, Any]]:
 def mask_matrix(recipe: Recipe, length: int) -> tuple[np.ndarray, list[dict[str, Any]]]:
     """Return the boolean matrix [queries, keys] of the training layout and its row records.
 
-    True = the query may attend the key.
+    True = the query may attend the key. Where layers take groupings in turn, the first one's.
     """
     plan = plan_of(recipe, length)
     layout = plan.training_layout()
+    if recipe.layout.kind == "frames" and plan.groups[0] != "site":
+        layout = regroup(layout, plan.groups[0], plan.height, plan.width)
     return plan.table.visible(layout, layout).numpy(), layout.records()
 
 
