@@ -133,6 +133,8 @@ class Generate(Sampling):
     """What to make."""
     prompt: Prompt = None
     """What to draw; videos may do without."""
+    prompts_per_block: Path = None
+    """Videos: a text file whose line k is the prompt of block k of new frames; the last goes on."""
     frames: Frames = None
     """Videos: frames in all. Some models take 4n + 1 only."""
     fps: Fps = None

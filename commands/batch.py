@@ -48,6 +48,7 @@ def run(args: Batch) -> int:
         raise UsageError(explain("--out of batch", got=args.out, allowed="a folder"))
     folder = output.plan(args.out, 1).folder
     choice = models.choose(args.model, args.recipe)
+    models.check_makes(choice, "image")
     defaults = Defaults(choice.name, args.seed, flag_settings(args))
     path = Path(args.prompts)
     total, bad = _check_lines(args, path, defaults, choice)

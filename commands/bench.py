@@ -22,6 +22,7 @@ def run(args: Bench) -> int:
     import torch
 
     choice = models.choose(args.model, None)
+    models.check_makes(choice, "image")
     device = models.pick_device(args.device)
     start = time.perf_counter()
     pipe = models.open_model(choice, device)

@@ -5,14 +5,16 @@ What it does not know: how frames are made or files written (`clips`).
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..core.errors import DataError, UsageError
 from ..core.messages import explain
 from ..pipelines.params import Record, VideoParams
-from . import clips, models, output
+from . import clips, models, output, values
 from .arguments import Generate, Sampling
 from .generate import named_model, warn_when_different
+from .prompts import check_file, decoded, raw_lines
 
 if TYPE_CHECKING:
     import numpy as np
@@ -51,6 +53,7 @@ def run(args: Generate) -> int:
     output.refuse_flags(args, PICTURE_FLAGS, "generate video")
     if args.image is not None and args.video is not None:
         raise UsageError(explain("--image and --video both give first frames", hint="one of them"))
+    prompts = _block_prompts(args)
     place = clips.target(args.out, args.num)
     given = args.image or args.video
     raw = clips.read_start(given) if given else None
@@ -58,6 +61,10 @@ def run(args: Generate) -> int:
     choice = clips.choose(*named_model(args, earlier), DEFAULT_MODEL)
     warn_when_different(choice, earlier)
     base = base_params(args, choice, earlier, raw[1] if raw else None)
+    if prompts is not None:
+        base = replace(base, prompt=prompts[0], prompts=prompts)
+    elif args.prompt is not None:
+        base = replace(base, prompts=None)
     if args.frames is not None:
         base = replace(base, num_frames=args.frames)
     if earlier is not None and earlier.params.input_sha256 and raw is None:
@@ -77,6 +84,30 @@ def run(args: Generate) -> int:
     everything = [replace(base, seed=(base.seed + k) % 2**64) for k in range(args.num)]
     make_all(args, pipe, choice, place, [described(p, pipe, start) for p in everything], start)
     return 0
+
+
+def _block_prompts(args: Generate) -> list[str] | None:
+    """Read the prompts of blocks, one per line; blank lines say nothing is told.
+
+    Raises:
+        UsageError: A prompt beside them.
+        DataError: An empty or unreadable file, or a line that is no prompt.
+    """
+    if args.prompts_per_block is None:
+        return None
+    if args.prompt is not None:
+        raise UsageError(explain("a prompt beside --prompts-per-block", hint="one of them"))
+    path = Path(args.prompts_per_block)
+    check_file(path)
+    lines = [decoded(path, number, raw) for number, raw in raw_lines(path)]
+    if not lines:
+        raise DataError(explain(f"{path.name} holds no prompts", allowed="one per line"))
+    for number, text in enumerate(lines, 1):
+        try:
+            values.checked_text(f"{path.name} line {number}", text)
+        except values.FlagError as error:
+            raise DataError(str(error)) from error
+    return lines
 
 
 def base_params(
@@ -166,7 +197,7 @@ def made_frames(pipe: Any, params: VideoParams, start: Start) -> "Iterator[NDArr
     if params.num_frames is None:
         raise DataError(explain("the record names no number of frames", hint="--frames"))
     events = pipe.stream(
-        params.prompt, num_frames=params.num_frames - before,
+        params.prompts or params.prompt, num_frames=params.num_frames - before,
         generator=item_generator(params.seed, 0), **settings,
     )  # fmt: skip
     yield from () if start.before is None else start.before

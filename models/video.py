@@ -218,7 +218,8 @@ class WholeBlocks(VideoBlocks):
         if self.model.uses_prompt and rollout.scheduler.config.guidance_scale != 1.0:
             uncond = null_prompts(self.model, len(prompts))
         vectors = prompt_vectors(self.model, prompts)
-        rollout.decoder = ModelDecoder(self.model, vectors, uncond, actions=self.request.actions)
+        told = getattr(rollout.decoder, "actions", None)
+        rollout.decoder = ModelDecoder(self.model, vectors, uncond, actions=told)
 
     def _slots(self, part: int) -> Tensor:
         size = self.per_part * self.model.config.height * self.model.config.width

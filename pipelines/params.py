@@ -127,6 +127,7 @@ class VideoParams(Params):
     """Everything that decides the frames of one video.
 
     Attributes:
+        prompts: One per block of new frames, or None where `prompt` says it all.
         num_frames: Frames of the file.
         fps: Frames per second.
         given: Frames at the start that were given, not made.
@@ -143,6 +144,7 @@ class VideoParams(Params):
 
     kind: ClassVar[str] = "video"
 
+    prompts: list[str] | None = None
     num_frames: int | None = None
     fps: float | None = None
     given: int = 0
@@ -169,7 +171,10 @@ _INTEGERS = {
 def _check_type(name: str, value: Any, *, required: bool) -> None:
     if value is None and not required:
         return
-    if name in _STRINGS:
+    if name == "prompts":
+        is_right = isinstance(value, list) and all(isinstance(text, str) for text in value)
+        kind = "a list of texts"
+    elif name in _STRINGS:
         is_right, kind = isinstance(value, str), "text"
     elif name in _INTEGERS:
         is_right, kind = isinstance(value, int) and not isinstance(value, bool), "a whole number"

@@ -179,6 +179,21 @@ def test_a_clip_of_an_odd_length_is_gone_on_with_from_its_last_frames(
     assert np.array_equal(shown("on.gif")[7:], made.frames[0, 5:])
 
 
+def test_every_block_may_have_its_prompt(run: Any, here: Path, shelf_of_videos: Path) -> None:
+    model = shelf_of_videos / "clips"
+    Path("plot.txt").write_text("a ball\na ball\na cube\n")
+    flags = ("--model", model, "--seed", 3, "--frames", 5)
+    run("generate", "video", *flags, "--prompts-per-block", "plot.txt", "--out", "a.gif")
+    texts = ["a ball", "a ball", "a cube"]
+    made = pipe_of(model)(texts, num_frames=5, generator=item_generator(3, 0)).frames[0]
+    assert np.array_equal(shown("a.gif"), made)
+    run("generate", "video", "--params-from", "a.gif", "--model", model, "--out", "b.gif")
+    assert np.array_equal(shown("b.gif"), made)
+    run("generate", "video", "a ball", *flags, "--out", "c.gif")
+    plain = shown("c.gif")
+    assert np.array_equal(plain[:2], made[:2]) and not np.array_equal(plain[2], made[2])
+
+
 def test_frames_between_two(run: Any, here: Path, shelf_of_videos: Path) -> None:
     ends = frames_of(2, 3)
     save_video(ends, "ends.gif", fps=8)
@@ -263,6 +278,11 @@ BAD = [
     (GENERATE, ("--image", "p.png", "--video", "v.gif"), 2, "one of them"),
     (("generate", "image", "x"), ("--frames", "8"), 2, "--frames is no flag of generate image"),
     (("generate", "image", "x"), (), 4, "makes videos"),
+    (GENERATE, ("--prompts-per-block", "ok.txt"), 2, "beside --prompts-per-block"),
+    (GENERATE[:2], ("--prompts-per-block", "missing.txt"), 3, "cannot read prompt file"),
+    (GENERATE[:2], ("--prompts-per-block", "nothing.txt"), 3, "holds no prompts"),
+    (GENERATE[:2], ("--prompts-per-block", "range.txt", "--frames", "1"), 2, "at most 1; try 1"),
+    (("bench",), (), 4, "makes videos"),
     (EDIT, (), 2, "no input video"),
     ((*EDIT, "v.gif"), (), 2, "--continue N or --between N"),
     ((*EDIT, "v.gif"), ("--continue", "0"), 2, "try 1"),
@@ -321,7 +341,7 @@ def bad_files(here: Path) -> Path:
     texts = {
         "empty": "# nothing\n\n", "range": "1\n3\n", "few": "0.5, 1\n", "nan": "nan, 0, 0\n",
         "key": "ArrowLift\n", "repeat": "1 x0\n", "json": '{"actoin": 1}\n', "ok": "1\n",
-        "deep": "[" * 5000 + "\n", "long": "1 x999999\n1 x2\n",
+        "nothing": "", "deep": "[" * 5000 + "\n", "long": "1 x999999\n1 x2\n",
     }  # fmt: skip
     for name, text in texts.items():
         Path(f"{name}.txt").write_text(text)
