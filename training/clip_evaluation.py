@@ -84,7 +84,7 @@ def evaluate_clips(
     width, given = model.recipe.condition.actions, given_frames(model, tokenizer)
     horizons = fitting_horizons(held_out, given)
     after = beginnings(held_out, width, given, horizons[-1], settings.num or CONTEXTS, tokenizer)
-    told = {"seed": settings.seed, "steps": settings.steps}
+    told: dict[str, Any] = {"seed": settings.seed, "steps": settings.steps}
     report, rows = _horizons(model, tokenizer, clips, after, horizons, told)
     result: dict[str, Any] = {
         "held_out_clips": len(held_out),

@@ -60,7 +60,7 @@ def speed(
             script = _script(after, dream.per_block)
             for _ in range(WARM_UP):
                 dream.step(next(script))
-            taken = []
+            taken: list[float] = []
             while len(taken) * dream.per_block < frames:
                 taken.append(_timed(dream, next(script))[1] / dream.per_block)
         milliseconds = torch.tensor(taken, dtype=torch.float64) * 1e3
