@@ -19,12 +19,13 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from ..core.errors import DataError, UsageError, describe
+from ..core.errors import DataError, UsageError, check_count, describe
 from ..core.sampling import item_generator
 from ..models.live import LiveRollout
 from ..tokenizers.video_base import StreamState
 from .base import TokenPipeline
 from .clip_frames import to_clip, to_frames
+from .look_ahead import LookAhead
 
 MAX_SESSION_BYTES = 2**31
 """Larger session files are refused unread."""
@@ -106,11 +107,18 @@ class WorldSession:
     def __init__(self, pipe: WorldPipeline, live: LiveRollout, about: dict[str, Any]) -> None:
         self._pipe, self._live, self._about = pipe, live, about
         self._stream: StreamState | None = None
+        self._ahead = LookAhead()
+        self._last: Action | None = None
 
     @property
     def num_frames(self) -> int:
-        """Latent frames so far, the shown ones included."""
-        return self._live.block * self._live.frames_per_block
+        """Latent frames so far, the shown ones included, those dreamt ahead not."""
+        return (self._live.block - len(self._ahead)) * self._live.frames_per_block
+
+    @property
+    def guesses(self) -> tuple[int, int]:
+        """Steps whose frames `look_ahead` had ready, and steps for which it took guesses back."""
+        return self._ahead.hits, self._ahead.misses
 
     @property
     def prompt(self) -> str:
@@ -127,6 +135,7 @@ class WorldSession:
         Raises:
             UsageError: another size, or a number of frames that does not fill whole blocks.
         """
+        self._ahead.drop(self._restore)
         tokenizer, per_block = self._pipe.tokenizer, self._live.frames_per_block
         frames = np.asarray(frames)
         size = tuple(tokenizer.frame_size)
@@ -165,6 +174,29 @@ class WorldSession:
         Raises:
             UsageError: an action the model does not know.
         """
+        ready = self._ahead.take(action, self._restore)
+        self._last = action
+        return self._step(action) if ready is None else ready
+
+    def look_ahead(self, count: int = 1) -> int:
+        """Dream on while the player decides, guessing that what was done last goes on.
+
+        A later `step` that guessed right returns at once. Frames are the same with and without.
+
+        Args:
+            count: Steps wanted ahead, at least 1.
+
+        Returns:
+            Steps that lie ahead now.
+
+        Raises:
+            UsageError: a count below 1.
+        """
+        check_count("count", count)
+        self._ahead.dream(self._last, count, self._step, self._snapshot)
+        return len(self._ahead)
+
+    def _step(self, action: Action | None) -> np.ndarray:
         per_block = self._live.frames_per_block
         told = self._given_actions(None if action is None else [action] * per_block, per_block)
         values = self._live.step(told)
@@ -187,6 +219,7 @@ class WorldSession:
 
     def set_prompt(self, prompt: str) -> None:
         """Say what the world is from now on."""
+        self._ahead.drop(self._restore)
         self._live.set_prompts([prompt])
         self._about = self._about | {"prompt": prompt}
 
@@ -197,10 +230,18 @@ class WorldSession:
             guidance_scale=self._about["guidance"],
         )  # fmt: skip
         other.restore(self.snapshot())
+        other._last = self._last
         return other
 
     def snapshot(self) -> dict[str, Tensor]:
-        """Return all that going on depends on, the prompt apart (safetensors-ready)."""
+        """Return all that going on depends on, the prompt apart (safetensors-ready).
+
+        Frames dreamt ahead are taken back.
+        """
+        self._ahead.drop(self._restore)
+        return self._snapshot()
+
+    def _snapshot(self) -> dict[str, Tensor]:
         state = self._live.snapshot()
         if self._stream is not None:
             state |= {f"stream.{name}": part for name, part in self._stream.snapshot().items()}
@@ -212,6 +253,10 @@ class WorldSession:
         Raises:
             UsageError: a snapshot of another model.
         """
+        self._ahead.drop(self._restore)
+        self._restore(state)
+
+    def _restore(self, state: dict[str, Tensor]) -> None:
         live = {name: part for name, part in state.items() if not name.startswith("stream.")}
         stream = {
             name.removeprefix("stream."): part for name, part in state.items() if name not in live
