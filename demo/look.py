@@ -52,7 +52,7 @@ def theme() -> gr.themes.Base:
 
 
 CSS = """
-.gradio-container { max-width: 1080px !important; margin: 0 auto !important; }
+.gradio-container { width: 100%; max-width: 1080px !important; margin: 0 auto !important; }
 #bl-title { padding: 20px 0 2px; }
 #bl-title h1 { font-size: 30px; font-weight: 650; letter-spacing: -0.02em; margin: 0 0 6px; }
 #bl-title p { font-size: 16px; color: var(--body-text-color-subdued); margin: 0; max-width: 46em; }
@@ -128,6 +128,7 @@ CSS = """
 /* On a phone the picture stands right below the button that starts it. */
 @media (max-width: 700px) {
   #bl-title { padding-top: 8px; }
+  .tab-container button { padding: 0 9px !important; font-size: 14px !important; }
   #bl-main { flex-direction: column; }
   #bl-main > .column { display: contents; }
   #bl-canvas, #bl-turn { order: 1; }

@@ -191,7 +191,8 @@
         if (told.kind === "mime") screen = growing(told.mime);
         if (told.kind === "row" && told.block !== count) {
           count = told.block;
-          say("making", `Part ${told.block + 1} of ${told.of} · seed ${asked.seed}`,
+          const what = told.of === about.frames ? "Frame" : "Part";
+          say("making", `${what} ${told.block + 1} of ${told.of} · seed ${asked.seed}`,
               told.block / told.of);
         }
         if (told.kind === "done") {

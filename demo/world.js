@@ -171,6 +171,7 @@
     try {
       await underway;
       if (!branch.key) await (underway = open(branch));
+      paint();
       const pace = { due: performance.now(), cost: 0, period: 1000 / offer.fps };
       while (mine === turn) {
         // Asked as late as the last steps allow, so that the newest keys count.
@@ -407,6 +408,8 @@
     if (name === undefined) return;
     event.preventDefault(); // the page must not scroll, nor its tabs change
     event.stopPropagation();
+    const focused = document.activeElement;
+    if (focused && focused.getAttribute("role") === "tab") focused.blur();
     if (!event.repeat) press(name);
   }, true);
   window.addEventListener("keyup", (event) => {

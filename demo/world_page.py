@@ -125,6 +125,12 @@ CSS = """
 .bw-pick { flex: 1; font-variant-numeric: tabular-nums; }
 .bw-help { font-size: 14px; line-height: 1.55; margin: 0;
   color: var(--body-text-color-subdued); }
+.bw-field { position: relative; }
+.bw-field select { appearance: none; padding-right: 34px; }
+.bw-field:has(select)::after { content: "▾"; position: absolute; right: 14px; bottom: 9px;
+  font-size: 15px; color: var(--body-text-color-subdued); pointer-events: none; }
+.bw-field input:focus, .bw-field select:focus { outline: 2px solid #93b8d0;
+  outline-offset: -1px; box-shadow: none; }
 .bw button:focus-visible { outline: 2px solid #38719a; outline-offset: 2px; }
 @media (max-width: 700px) {
   .bw { flex-direction: column; gap: 18px; }

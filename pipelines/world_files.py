@@ -2,8 +2,8 @@
 
 `starts.npz` holds `frames` uint8 [starts, frames, height, width, 3] and `actions` float32
 [starts, frames, numbers]; row f of the actions is what led to frame f. `world.json` holds
-`controls` (key name to action), `idle` (the action of no key), `fps` and `title`. Both may be
-missing. It knows neither torch nor who plays.
+`controls` (key name to action), `idle` (the action of no key), `fps` and `title`, and may hold
+`steering`, which only evaluation reads. Both may be missing. It knows neither torch nor who plays.
 """
 
 import math
@@ -24,7 +24,7 @@ CONTROLS = "world.json"
 DEFAULT_FPS = 12.5
 MAX_KEYS, MAX_STARTS = 24, 64
 _MAX_NUMBER = 1e3
-_KNOWN = ("controls", "idle", "fps", "title")
+_KNOWN = ("controls", "idle", "fps", "title", "steering")
 
 Action = tuple[float, ...]
 
