@@ -173,11 +173,12 @@ def test_frames_come_fast_enough_and_follow_the_keys(visit: Callable[..., Player
         seen[key] = sums[:8]
     assert not set(seen["ArrowLeft"]) & set(seen["ArrowRight"])
     player.page.keyboard.down("ArrowUp")
-    time.sleep(4)
-    state = player.state
+    # The rate is that of the last two seconds; another process may have taken the machine.
+    state = player.until(lambda s: s["fps"] >= 10, "never ten frames per second")
     player.shot("world_playing")
     assert state["kind"] == "playing" and state["keys"] == "ArrowUp"
-    assert 10 <= state["fps"] <= 13.5
+    time.sleep(2.5)
+    assert player.state["fps"] <= 13.5  # no faster than the world was recorded
     assert state["shown"] == state["width"] * (state["shown"] // state["width"]) >= 160
     assert player.page.locator(".bw-key.bw-on").get_attribute("data-key") == "ArrowUp"
     player.page.keyboard.up("ArrowUp")
