@@ -14,11 +14,14 @@ import torch
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
 import b1_blocks
+import b2_world
 import b4_autoregressive
 import b5_masked
+import b12_memory
 import common
 import p4_cache
 import p5_slices
+import scaling
 import startup
 
 BENCHES = {
@@ -28,6 +31,9 @@ BENCHES = {
     "b5": b5_masked.run,
     "b1": b1_blocks.run,
     "p4": p4_cache.run,
+    "b2": b2_world.run,
+    "b12": b12_memory.run,
+    "scaling": scaling.run,
 }
 
 

@@ -35,8 +35,35 @@ def bench() -> Iterator[ModuleType]:
 
 
 def test_block_rollout_agrees_with_its_recompute(bench: ModuleType) -> None:
-    (row,) = bench.b1_blocks.run(CPU, **TINY, tokens=4, blocks=3, steps=2)
+    row, fused = bench.b1_blocks.run(CPU, **TINY, tokens=4, blocks=3, steps=2)
     assert row.shape["blocks"] == 3 and row.ratio > 0 and row.pass_line == 5.1
+    assert fused.name == "B1-fused" and fused.ratio > 0 and fused.pass_line is None
+
+
+def test_frames_of_a_world_agree_with_their_recompute(bench: ModuleType) -> None:
+    row, flat = bench.b2_world.run(CPU, frames=9, long=28, repeats=1)
+    assert row.ratio > 0 and flat.notes["frames"] == 28
+    assert bench.b2_world.log_slope([2.0] * 24) == 0.0
+    assert abs(bench.b2_world.log_slope([i + 1.0 for i in range(600)]) - 1.0) < 0.05
+
+
+def test_the_cache_holds_exactly_the_bytes_of_its_formula(bench: ModuleType) -> None:
+    full, window, sink = bench.b12_memory.run(CPU)
+    one = 2 * 4 * 64 * 64 * 4  # keys and values, heads, width, tokens of a block, bytes
+    assert full.ours == 4 * 16 * one and window.ours == sink.ours == 4 * 9 * one
+    assert all(row.passed for row in (full, window, sink))
+    assert window.theirs > 7 * window.ours
+
+
+def test_growth_is_compared_with_the_closed_form(bench: ModuleType) -> None:
+    rows = bench.scaling.run(CPU, repeats=1, counts=(1, 2))
+    assert [row.notes["side"] for row in rows] == ["cached", "recomputed"]
+    weights = 4 * (4 * 256**2 + 3 * 256 * 768)
+    doubled = bench.scaling.cost(2, weights, is_cached=True)
+    assert (
+        doubled / bench.scaling.cost(1, weights, is_cached=True)
+        == 2 ** rows[0].notes["predicted_slope"]
+    )
 
 
 def test_autoregressive_decode_has_two_peers(bench: ModuleType) -> None:
