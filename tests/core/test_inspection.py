@@ -61,6 +61,16 @@ def test_accepted_sets_partition_the_predicted_slots(name):
         assert schedule_rows(recipe, 144, seed=1) != rows
 
 
+def test_a_mask_of_windows_shows_the_first_layers_windows():
+    matrix, records = mask_matrix(load_recipe("video/seedvr", ["layout.frames=4"]), 4 * 16)
+    assert len(matrix) == 64 and matrix.sum() == 64 * 16  # windows of 4 x 2 x 2
+    for query, row in zip(records, matrix, strict=True):
+        seen = [records[k]["position"] for k in np.flatnonzero(row)]
+        assert {(h // 2, w // 2) for _, h, w in seen} == {
+            (query["position"][1] // 2, query["position"][2] // 2)
+        }
+
+
 def test_accepted_positions_stand_in_the_order_taken():
     rows = schedule_rows(load_recipe("image/halton", ["schedule.steps=10"]), 144)
     taken = [slot for row in rows for slot in row["accepted"]]

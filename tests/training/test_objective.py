@@ -130,6 +130,47 @@ def test_noised_rows_mix_clean_values_at_their_level(tiny, name):
     assert distinct == (plan.num_blocks if name == "image/acdit" else 1)
 
 
+@pytest.mark.parametrize("name", ["video/far", "video/magi_mtf"])
+def test_clean_blocks_are_whole_and_carry_no_loss(tiny, name):
+    stage = clip_stage(tiny, name, "corruption.clean=0.5")
+    _, layout, batch = corrupted(stage, items=16)
+    whole = ~(batch.is_masked | (batch.level > 0))
+    clean = stage.values[:, layout.source]
+    per_block = torch.stack([whole[:, layout.block == b].all(1) for b in range(5)], 1)
+    weights = torch.stack([batch.weight[:, layout.block == b].sum(1) for b in range(5)], 1)
+    assert torch.equal(per_block, weights == 0)
+    assert 0.3 < float(per_block.float().mean()) < 0.7
+    kept = per_block[:, layout.block]
+    assert torch.equal(batch.values[kept], clean[kept].to(batch.values))
+    never = clip_stage(tiny, name, "corruption.clean=0", "cache.matched=false")
+    _, _, plain = corrupted(never, items=16)
+    assert bool((plain.weight.unflatten(1, (5, 16)).sum(-1) > 0).all())
+
+
+def test_flights_rise_over_their_blocks_and_start_anywhere(tiny):
+    stage = clip_stage(tiny, "video/rolling_forcing", frames=6)
+    starts = set()
+    for seed in range(12):
+        _, layout, batch = corrupted(stage, seed, items=16)
+        level = batch.level[:, batch.loss_rows].unflatten(1, (6, 16))
+        assert torch.equal(level, level[..., :1].expand_as(level))
+        group = layout.group[batch.loss_rows].unflatten(0, (6, 16))[:, 0]
+        for first in group.unique():
+            within = level[:, group == first, 0]
+            assert bool((within[:, 1:] >= within[:, :-1]).all())
+        starts.add(tuple(group.tolist()))
+        assert not bool(batch.level[:, layout.copy == 0].any())
+    assert len(starts) == 3
+
+
+def clip_stage(tiny, name, *overrides, items=16, frames=5):
+    model = tiny.fresh_model(name, "condition.actions=0", *overrides).train()
+    values = torch.randn(
+        items, frames * 16, tiny.channels, generator=torch.Generator().manual_seed(1)
+    )
+    return ModelStage(model, values, model.text_encoder.tokenize(["sun"] * items), ["sun"] * items)
+
+
 def test_causalfusion_weighs_later_segments_less(tiny):
     stage = stage_of(tiny, "image/causalfusion", "layout.split=fixed", "layout.permute=none")
     _, _, batch = corrupted(stage)
