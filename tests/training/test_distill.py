@@ -1,0 +1,152 @@
+"""History a model wrote itself, blocks that start below noise, and distribution matching."""
+
+import pytest
+import torch
+
+from blockloom.core.recipe import load_recipe
+from blockloom.core.rollout import Rollout, run
+from blockloom.core.schedulers.flow import FlowEuler
+from blockloom.models.generator import ModelDecoder
+from blockloom.tokenizers.video_build import build_video_tokenizer
+from blockloom.training.clip_run import stage_of_clips
+from blockloom.training.clip_stage import encode_clips
+from blockloom.training.distill import DistillStage, EarlyExit, bidirectional
+from blockloom.training.history import history_generators, history_level, resampled
+from blockloom.training.physics import physics_clips
+from blockloom.training.run import initial_model
+
+TINY = ["backbone.dim=32", "backbone.layers=1", "backbone.heads=2", "text.dim=16",
+        "text.buckets=32", "text.words=3", "schedule.update=renoise"]  # fmt: skip
+DISTILL = ["distill.init_steps=3", "distill.critic_steps=2"]
+
+
+def stage_of(tmp_path, *settings):
+    recipe = load_recipe("video/teacher_forcing", [*TINY, *settings])
+    tokenizer = build_video_tokenizer(dict(recipe.tokenizer)).eval()
+    clips = physics_clips(4, 1, 0, num_frames=8, size=8, pushes=True).only("train")
+    model = initial_model(recipe, tokenizer, 0)
+    with torch.no_grad():
+        for parameter in model.parameters():  # heads start at zero: nothing would move
+            parameter.add_(0.05 * torch.randn(parameter.shape, generator=seeded(7)))
+    return stage_of_clips(model, tokenizer, clips, encode_clips(tokenizer, clips, tmp_path))
+
+
+def seeded(seed=0):
+    return torch.Generator().manual_seed(seed)
+
+
+def redraw(stage, level, use_cache=True):
+    indices = torch.arange(2)
+    plan, _, _ = stage.plan(seeded())
+    values = stage.values[indices]
+    known = torch.zeros(values.shape[:2], dtype=torch.bool)
+    decoder = ModelDecoder(
+        stage.model, stage._prompt(indices, known[:, 0]), actions=stage._actions(indices)
+    )
+    with torch.no_grad():
+        drawn, _ = run(
+            Rollout(
+                plan, decoder, FlowEuler(num_steps=1), values=values, is_known=known,
+                generators=history_generators(2, seeded(5)), start_level=level, use_cache=use_cache,
+            )
+        )  # fmt: skip
+    return values, drawn
+
+
+def test_blocks_that_start_low_stay_near_what_was_given(tmp_path):
+    stage = stage_of(tmp_path)
+    stage.model.eval()
+    errors = []
+    for level in (0.01, 0.3, 1.0):
+        values, drawn = redraw(stage, level)
+        _, slow = redraw(stage, level, use_cache=False)
+        assert torch.allclose(drawn, slow, atol=2e-5)
+        errors.append(float((drawn - values).abs().mean()))
+    assert errors[0] < 0.05 < errors[1] < errors[2]
+    with pytest.raises(ValueError, match="start_level"):
+        redraw(stage, 0.0)
+    rows = FlowEuler(num_steps=4).rows(start=0.5)
+    assert [row.level for row in rows] == [0.5, 0.375, 0.25, 0.125] and rows[-1].level_next == 0.0
+
+
+def test_redrawn_history_replaces_the_clean_rows_only(tmp_path):
+    stage = stage_of(tmp_path, "corruption.resample=1.0")
+    indices, never = torch.arange(2), torch.zeros(2, dtype=torch.bool)
+    plan, layout, _ = stage.plan(seeded())
+    values = stage.values[indices]
+    batch = stage.corrupt(values, plan, layout, seeded(1))
+    before = batch.values.clone()
+    stage.rewrite_history(batch, values, indices, never, seeded(2))
+    noisy = layout.copy == 1
+    assert torch.equal(batch.values[:, noisy], before[:, noisy])
+    generator = seeded(2)
+    torch.rand((), generator=generator)
+    level = history_level(0.6, generator)
+    wanted = resampled(
+        stage.model, plan, values, stage._prompt(indices, never), stage._actions(indices), level,
+        history_generators(2, generator),
+    )  # fmt: skip
+    assert torch.equal(batch.values[:, ~noisy], wanted[:, layout.source[~noisy]])
+    loss, _ = stage.loss(indices, seeded(3), 0)
+    again, _ = stage.loss(indices, seeded(3), 0)
+    assert float(loss.detach()) == float(again.detach())
+    loss.backward()
+    assert all(p.grad.abs().sum() > 0 for p in stage.model.head.parameters())
+
+
+def test_frames_with_gradients_are_the_frames_of_the_cached_rollout(tmp_path):
+    stage = stage_of(tmp_path, *DISTILL)
+    assert isinstance(stage, DistillStage)
+    stage.modules().eval()
+    indices = torch.arange(2)
+    for seed in range(4):  # both exits of the two rows occur
+        drawn = stage._drawn(indices, seeded(seed))
+        again = stage._redrawn(indices, drawn, seeded(seed))
+        assert again.requires_grad and torch.allclose(again, drawn.clean, atol=2e-5)
+    levels = {stage._drawn(indices, seeded(seed)).level for seed in range(8)}
+    assert levels == {row.level for row in stage.scheduler.rows()}
+
+
+def test_who_moves_depends_on_the_step(tmp_path):
+    stage = stage_of(tmp_path, *DISTILL)
+    parts = stage.modules()
+
+    def moved(step):
+        parts.zero_grad(set_to_none=True)
+        loss, _ = stage.loss(torch.arange(2), seeded(step), step)
+        loss.backward()
+        assert bool(loss.isfinite())
+        return {
+            name
+            for name, part in parts.items()
+            if any(p.grad is not None for p in part.parameters())
+        }
+
+    assert moved(0) == moved(2) == {"student", "teacher"}
+    assert moved(3) == moved(4) == {"critic"}
+    for ours, its in zip(parts["critic"].parameters(), parts["teacher"].parameters(), strict=True):
+        assert torch.equal(ours, its)
+    assert moved(5) == {"student"} and moved(6) == {"critic"}
+
+
+def test_on_the_datas_history_no_rollout_runs(tmp_path):
+    stage = stage_of(tmp_path, *DISTILL, "distill.history=data")
+    drawn = stage._drawn(torch.arange(2), seeded(1))
+    assert torch.equal(drawn.clean, stage.values[torch.arange(2)])
+    _, alike = stage.loss(torch.arange(2), seeded(1), 5)
+    assert alike["student_step"] == 0.0  # the critic is still its teacher's copy
+    with torch.no_grad():
+        for parameter in stage.critic.model.head.parameters():
+            parameter.add_(0.1)
+    loss, metrics = stage.loss(torch.arange(2), seeded(1), 5)
+    assert bool(loss.isfinite()) and metrics["student_step"] > 0.01
+
+
+def test_the_teacher_sees_everything_at_one_level():
+    recipe = load_recipe("video/teacher_forcing", [*TINY, *DISTILL])
+    twin = bidirectional(recipe)
+    assert (twin.layout.copies, twin.layout.block, twin.mask) == (1, "all", "bidirectional")
+    assert twin.corruption.per == "sample" and twin.distill is None and twin.cache.window is None
+    cut = EarlyExit(FlowEuler(num_steps=3), 1).rows()
+    assert [row.level for row in cut] == [1.0, pytest.approx(2 / 3)]
+    assert cut[-1].level_next == 0.0 and cut[-1].is_last and not cut[0].is_last
