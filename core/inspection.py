@@ -74,8 +74,15 @@ def plan_of(recipe: Recipe, length: int) -> DecodePlan:
 
 
 def layout_records(recipe: Recipe, length: int) -> list[dict[str, Any]]:
-    """List every row of the training layout as plain numbers."""
-    return plan_of(recipe, length).training_layout().records()
+    """List every row of the training layout as plain numbers, as the first layer groups them."""
+    return _first_layer(plan_of(recipe, length), recipe).records()
+
+
+def _first_layer(plan: DecodePlan, recipe: Recipe) -> Layout:
+    layout = plan.training_layout()
+    if recipe.layout.kind != "frames" or plan.groups[0] == "site":
+        return layout
+    return regroup(layout, plan.groups[0], plan.height, plan.width)
 
 
 def mask_matrix(recipe: Recipe, length: int) -> tuple[np.ndarray, list[dict[str, Any]]]:
@@ -84,9 +91,7 @@ def mask_matrix(recipe: Recipe, length: int) -> tuple[np.ndarray, list[dict[str,
     True = the query may attend the key. Where layers take groupings in turn, the first one's.
     """
     plan = plan_of(recipe, length)
-    layout = plan.training_layout()
-    if recipe.layout.kind == "frames" and plan.groups[0] != "site":
-        layout = regroup(layout, plan.groups[0], plan.height, plan.width)
+    layout = _first_layer(plan, recipe)
     return plan.table.visible(layout, layout).numpy(), layout.records()
 
 
