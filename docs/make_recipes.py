@@ -31,10 +31,10 @@ that also knows the frame before. *Drawn* goes on from given frames, in decibels
 against the true ones, beside keeping the last given frame or the mean of the given ones. All with
 one thread: another number rounds differently and a run of seconds amplifies it (with two,
 `video/teacher_forcing` came to 0.199 and 18.8 dB, below the kept last frame). Most videos after so
-short a run are below the kept last frame; `magi_ctf` and the variant it rejects had one budget. The
-model of `video/diffusion_forcing`, drawn by other matrices (two rows per block): one frame after the
-other 17.5 dB, pyramid 17.6, trapezoid 16.3, all together 16.7; more rows lower all of them (8: 16.3,
-16.4, 15.5, 15.8), because a sample is further from the true frame than a mean is.
+short a run are below the kept last frame; `magi_ctf` and the variant it rejects had one budget.
+The model of `video/diffusion_forcing`, drawn by other matrices (two rows per block): one frame
+after the other 17.5 dB, pyramid 17.6, trapezoid 16.3, all together 16.7; more rows lower all of
+them (eight: 16.3, 16.4, 15.5, 15.8).
 """
 
 
