@@ -14,6 +14,7 @@ from ..core.messages import explain
 from ..pipelines.auto import num_actions
 from ..pipelines.guard import read_json
 from ..pipelines.params import bundled_models
+from ..pipelines.world_files import Starts, read_starts
 
 
 class Shelf:
@@ -32,6 +33,7 @@ class Shelf:
         self._choices = {choice.name: choice for choice in choices}
         self._abilities = {choice.name: abilities(choice.folder) for choice in choices}
         self._loaded: dict[str, Any] = {}
+        self._starts: dict[str, Starts | None] = {}
         self._lock = threading.Lock()
 
     @property
@@ -85,6 +87,17 @@ class Shelf:
         recipe = read_json(path, "model/config.json").get("recipe")
         schedule = recipe.get("schedule", {}) if isinstance(recipe, dict) else {}
         return int(schedule.get("steps", 8)), float(schedule.get("guidance_scale", 1.0))
+
+    def starts(self, name: Any, ability: str) -> Starts | None:
+        """Return the frames that come with a video model; read once.
+
+        Raises:
+            ModelError: No such model, or its starts make no sense.
+        """
+        choice = self.choice(name, ability)
+        if choice.name not in self._starts:
+            self._starts[choice.name] = read_starts(choice.folder, num_actions(choice.folder))
+        return self._starts[choice.name]
 
     def pipe(self, name: Any, ability: str = "image") -> Any:
         """Return the pipeline, loading it the first time.

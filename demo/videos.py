@@ -27,7 +27,7 @@ from ..core.messages import explain
 from ..pipelines.auto import num_actions
 from ..pipelines.guard import read_json
 from ..pipelines.params import VideoParams
-from ..pipelines.world_files import CONTROLS, Starts, read_controls, read_starts
+from ..pipelines.world_files import CONTROLS, Starts, read_controls
 from . import libraries, world_saves
 from .answers import Gone
 from .shelf import Shelf
@@ -99,8 +99,7 @@ class Videos:
 
     def starts(self, name: Any) -> Starts | None:
         """Return frames that come with a model."""
-        folder = self._shelf.choice(name, "video").folder
-        return read_starts(folder, num_actions(folder))
+        return self._shelf.starts(name, "video")
 
     def picture(self, name: Any, start: Any) -> bytes:
         """Return the last frame of a start as PNG.

@@ -19,6 +19,7 @@
   let current = null;
   let turn = 0; // every change of what plays gets a number; older loops see it and end
   let playing = false;
+  let standing = false; // while it is forked, saved or loaded
   let underway = Promise.resolve(); // the step on its way; a world takes one at a time
   let touched = 0;
   let shown = []; // when the last frames were drawn
@@ -161,7 +162,7 @@
   }
 
   async function play() {
-    if (playing) return;
+    if (playing || standing) return;
     const mine = ++turn;
     const branch = current;
     playing = true;
@@ -178,6 +179,7 @@
         await sleep(pace.due - performance.now() - 1.5 * pace.cost - 3);
         if (mine !== turn) break;
         if (!visible()) { pause("Waiting for you to come back."); break; }
+        if (held.size) touched = performance.now();
         if (performance.now() - touched > PATIENCE) { pause("Still there? Press a key."); break; }
         await (underway = step(branch, pace));
         if (mine === turn) say("playing", where(branch));
@@ -256,7 +258,9 @@
 
   async function during(text, job) { // what needs the world to stand still
     pause();
+    if (standing) return;
     const before = turn;
+    standing = true;
     say("loading", text);
     try {
       await underway;
@@ -264,6 +268,7 @@
     } catch (error) {
       if (turn === before) fail(error, current);
     }
+    standing = false;
     list();
     paint();
   }

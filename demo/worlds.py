@@ -22,7 +22,7 @@ from ..commands import values
 from ..core.errors import ResourceError, UsageError
 from ..core.messages import explain
 from ..pipelines.auto import num_actions
-from ..pipelines.world_files import Controls, Starts, read_controls, read_starts
+from ..pipelines.world_files import Controls, Starts, read_controls
 from . import libraries, world_saves
 from .answers import Gone
 from .shelf import Shelf
@@ -69,7 +69,6 @@ class Worlds:
         """
         self._shelf, self._clock = shelf, clock
         self._open: dict[str, World] = {}
-        self._starts: dict[str, Starts | None] = {}
         self._lock = threading.Lock()
 
     # -- what is on offer -----------------------------------------------------------------------
@@ -94,11 +93,8 @@ class Worlds:
         return read_controls(folder, num_actions(folder))
 
     def starts(self, name: Any) -> Starts | None:
-        """Return where a world can start; read once."""
-        choice = self._shelf.choice(name, "world")
-        if choice.name not in self._starts:
-            self._starts[choice.name] = read_starts(choice.folder, num_actions(choice.folder))
-        return self._starts[choice.name]
+        """Return where a world can start."""
+        return self._shelf.starts(name, "world")
 
     def picture(self, name: Any, start: Any) -> bytes:
         """Return the last frame of a start as PNG.

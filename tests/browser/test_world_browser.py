@@ -121,7 +121,7 @@ class Player:
         return state
 
     def until(self, holds: Callable[[dict[str, Any]], Any], complaint: str) -> dict[str, Any]:
-        return _until(lambda: (s := self.state) and holds(s) and s, f"{complaint}: {self.state}")
+        return _until(lambda: (s := self.state) and holds(s) and s, complaint)
 
     def click(self, name: str) -> None:
         self.page.locator(f".bw-{name}").click()
