@@ -120,7 +120,7 @@ def _parse(arguments: list[str]) -> Any:
             return tyro.cli(
                 command_union(),
                 prog="blockloom",
-                description="Pictures, videos and worlds block by block; train your own, look inside.",
+                description="Pictures, videos, worlds block by block; train your own, look inside.",
                 args=arguments,
                 config=(tyro.conf.FlagCreatePairsOff, tyro.conf.OmitArgPrefixes),
             )

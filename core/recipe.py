@@ -7,7 +7,6 @@ combination is refused with one line that names the nearest legal value.
 The recipe does not know what an image is: sizes of the data come from the tokenizer at run time.
 """
 
-import re
 from difflib import get_close_matches
 from importlib import resources
 from pathlib import Path
@@ -17,6 +16,9 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from .errors import ModelError, UsageError
+from .legality import combination_errors, frames_per_block, window_of
+
+__all__ = ["Recipe", "frames_per_block", "load_recipe", "recipe_from_dict", "window_of"]
 
 MAX_DEPTH = 16
 MODALITIES = ("image", "video", "audio", "motion")
@@ -283,163 +285,9 @@ class Recipe(_Section):
 
     @model_validator(mode="after")
     def _legal(self) -> "Recipe":
-        for message in _combination_errors(self):
+        for message in combination_errors(self):
             raise ValueError(message)
         return self
-
-
-def _combination_errors(recipe: Recipe) -> list[str]:
-    """Return the illegal combinations of a recipe, each with what to set instead."""
-    layout, cache, head, corruption = recipe.layout, recipe.cache, recipe.head, recipe.corruption
-    errors = []
-    if layout.shift == 1 and layout.block != "token":
-        errors.append(f'layout.block = {layout.block!r} with layout.shift = 1; set "token"')
-    if layout.shift == 1 and layout.copies == 2:
-        errors.append("layout.copies = 2 with layout.shift = 1; set copies to 1")
-    if cache.write == "separate" and layout.copies == 1:
-        errors.append('cache.write = "separate" needs layout.copies = 2; set "block" or "none"')
-    if cache.write == "token" and layout.shift == 0:
-        errors.append('cache.write = "token" needs layout.shift = 1; set "none" or "separate"')
-    if cache.write == "block" and (layout.copies == 2 or layout.shift == 1):
-        errors.append(
-            f'cache.write = "block" with layout.copies = {layout.copies} and layout.shift = '
-            f'{layout.shift}; set "{"separate" if layout.copies == 2 else "token"}"'
-        )
-    if layout.shift == 1 and cache.write not in ("token", "none"):
-        errors.append(f'cache.write = "{cache.write}" with layout.shift = 1; set "token"')
-    if (head.kind == "patch") != (corruption.kind in ("flow", "ddpm")):
-        wanted = "flow" if head.kind == "patch" else "mask"
-        errors.append(
-            f'corruption.kind = "{corruption.kind}" does not fit head.kind = "{head.kind}"; '
-            f'set corruption.kind to "{wanted}"'
-        )
-    if head.kind == "patch" and recipe.backbone.level == "none":
-        errors.append('backbone.level = "none" with head.kind = "patch"; set "adaln"')
-    if head.kind == "shortcut" and head.steps & (head.steps - 1):
-        near = 1 << (head.steps.bit_length() - 1)
-        errors.append(f"head.steps = {head.steps} must be a power of two; try {near}")
-    if corruption.context and layout.copies == 1:
-        errors.append(
-            f"corruption.context = {corruption.context:g} needs layout.copies = 2; "
-            "set corruption.context to 0"
-        )
-    if corruption.resample and (layout.copies == 1 or head.kind != "patch"):
-        errors.append(
-            f"corruption.resample = {corruption.resample:g} needs layout.copies = 2 and head.kind = "
-            '"patch"; set corruption.resample to 0'
-        )
-    if corruption.clean and layout.copies == 2:
-        errors.append(
-            f"corruption.clean = {corruption.clean:g} needs layout.copies = 1; "
-            "set corruption.clean to 0"
-        )
-    if layout.split == "random" and layout.copies != 2:
-        errors.append('layout.split = "random" needs layout.copies = 2; set "fixed"')
-    alone = layout.copies == 1 and cache.write not in ("block", "fused")
-    alone &= recipe.schedule.matrix == "autoregressive"
-    if head.kind == "patch" and alone and layout.block != "all":
-        errors.append(
-            f'layout.block = {layout.block!r} with head.kind = "patch" needs layout.copies = 2 or '
-            'cache.write = "block" or "fused", or a schedule.matrix with several blocks in flight; '
-            'set layout.block to "all", or one of them'
-        )
-    if cache.window is not None and cache.write in ("none", "prefix"):
-        errors.append(
-            f'cache.window = {cache.window} with cache.write = "{cache.write}" evicts nothing; '
-            'set cache.write to "separate", "fused", "block" or "token", or leave the window out'
-        )
-    if cache.sink and cache.window is None:
-        errors.append(f"cache.sink = {cache.sink} needs cache.window; set cache.sink to 0")
-    errors += _video_errors(recipe) + _flight_errors(recipe)
-    if (layout.kind == "stream") != (layout.text_tokens > 0):
-        errors.append("layout.text_tokens must be > 0 exactly when layout.kind is stream; try 32")
-    return errors
-
-
-def frames_per_block(block: int | str) -> int | None:
-    """Read a video's `layout.block`: "frame" = 1, "frames:N" = N; None where it is neither."""
-    if block == "frame":
-        return 1
-    name, _, count = str(block).partition(":")
-    return int(count) if name == "frames" and count.isdecimal() and int(count) else None
-
-
-def window_of(group: str) -> tuple[int, int, int, bool] | None:
-    """Read a `layout.group` "window:TxHxW[:shifted]" as sizes and shift; None where it is none."""
-    match = re.fullmatch(r"window:([1-9]\d*)x([1-9]\d*)x([1-9]\d*)(:shifted)?", group)
-    return match and (int(match[1]), int(match[2]), int(match[3]), match[4] is not None)
-
-
-def _flight_errors(recipe: Recipe) -> list[str]:
-    """What several blocks in flight together need."""
-    schedule, layout, errors = recipe.schedule, recipe.layout, []
-    matrix, rolls = schedule.matrix, schedule.matrix == "rolling"
-    if matrix != "autoregressive" and recipe.head.kind != "patch":
-        errors.append(
-            f'schedule.matrix = "{matrix}" with head.kind = "{recipe.head.kind}"; '
-            'set "autoregressive"'
-        )
-    if matrix != "autoregressive" and schedule.update in ("dpm", "unipc"):
-        errors.append(
-            f'schedule.update = "{schedule.update}" keeps a history of one block, and '
-            f'schedule.matrix = "{matrix}" has several in flight; set schedule.update to "euler"'
-        )
-    if layout.copies == 2 and matrix not in ("autoregressive", "rolling"):
-        errors.append(f'schedule.matrix = "{matrix}" needs layout.copies = 1; set "rolling"')
-    if rolls and (layout.copies == 1 or layout.groups != ("block",)):
-        errors.append('schedule.matrix = "rolling" needs layout.copies = 2, layout.group = block')
-    if matrix in ("pyramid", "trapezoid") and schedule.delay > schedule.steps:
-        errors.append(
-            f"schedule.delay = {schedule.delay} is more than schedule.steps = {schedule.steps}; "
-            f"try {schedule.steps}"
-        )
-    if rolls and schedule.steps % schedule.flight:
-        errors.append(
-            f"schedule.steps = {schedule.steps} must be a multiple of schedule.flight = "
-            f"{schedule.flight}; try {-(-schedule.steps // schedule.flight) * schedule.flight}"
-        )
-    if (recipe.corruption.per == "flight") != rolls:
-        wanted = "flight" if rolls else "block"
-        errors.append(
-            f'corruption.per = "{recipe.corruption.per}" with schedule.matrix = "{matrix}"; '
-            f'set corruption.per to "{wanted}"'
-        )
-    return errors
-
-
-def _group_errors(layout: LayoutSpec) -> list[str]:
-    odd = [g for g in layout.groups if g not in ("site", "frame", "block") and not window_of(g)]
-    if odd or not layout.groups:
-        near = get_close_matches(str(odd[:1]), ["site", "frame", "block", "window:2x2x2"], 1, 0.0)
-        return [f"layout.group = {layout.group!r}; nearest legal value {near[0]!r}"]
-    if layout.groups != ("site",) and layout.kind != "frames":
-        return [f'layout.group = {layout.group!r} needs layout.kind = "frames"; set "site"']
-    if "block" in layout.groups and len(layout.groups) > 1:
-        return [f'layout.group = {layout.group!r}: "block" stands alone; set "block"']
-    return []
-
-
-def _video_errors(recipe: Recipe) -> list[str]:
-    layout = recipe.layout
-    is_video, in_frames = layout.kind == "frames", frames_per_block(layout.block) is not None
-    errors = []
-    if in_frames != is_video and not (is_video and layout.block in ("token", "all")):
-        wanted = '"frame", "frames:N", "token"' if is_video else '"all", "row"'
-        wanted += ' or "all"' if is_video else ' or "token"'
-        errors.append(
-            f'layout.block = {layout.block!r} with layout.kind = "{layout.kind}"; set {wanted}'
-        )
-    errors += _group_errors(layout)
-    if layout.frames > 1 and not is_video:
-        errors.append(f'layout.frames = {layout.frames} needs layout.kind = "frames"; set 1')
-    if recipe.condition.actions and not is_video:
-        errors.append('condition.actions needs layout.kind = "frames"; set condition.actions to 0')
-    if (recipe.modality == "video") != is_video:
-        kind = "frames" if recipe.modality == "video" else "grid"
-        errors.append(
-            f'layout.kind = "{layout.kind}" with modality = "{recipe.modality}"; set "{kind}"'
-        )
-    return errors
 
 
 def parse_override(text: str) -> tuple[list[str], Any]:

@@ -401,7 +401,11 @@ class Rollout:
                 self.is_known[:, source] = True
             everything = torch.ones_like(given[..., 0])
             yield self._row_event(
-                block, row, source, everything, everything if row.is_last else ~everything,
+                block,
+                row,
+                source,
+                everything,
+                everything if row.is_last else ~everything,
                 received=received,
             )
 

@@ -3,6 +3,7 @@
 It knows neither pictures nor worlds.
 """
 
+from pathlib import Path
 from typing import Any, ClassVar, Self
 
 import torch
@@ -25,6 +26,7 @@ class TokenPipeline(DiffusionPipeline):
     """A tokenizer and a generative model that was trained on its tokens."""
 
     model_cpu_offload_seq: ClassVar[str] = "model->tokenizer"
+    _folder: Path | None = None
 
     def __init__(self, tokenizer: Any, model: GenerativeModel) -> None:
         """Join a tokenizer and a model that was trained on its tokens.
@@ -67,6 +69,7 @@ class TokenPipeline(DiffusionPipeline):
         pipe = super().from_pretrained(folder, **kwargs)
         for part in (pipe.model, pipe.tokenizer):
             own_memory(part).eval()
+        pipe._folder = folder
         return pipe
 
 

@@ -26,6 +26,7 @@ from ..tokenizers.video_base import StreamState
 from .base import TokenPipeline
 from .clip_frames import to_clip, to_frames
 from .look_ahead import LookAhead
+from .world_files import read_starts
 
 MAX_SESSION_BYTES = 2**31
 """Larger session files are refused unread."""
@@ -41,6 +42,22 @@ class WorldPipeline(TokenPipeline):
     def num_actions(self) -> int:
         """Numbers an action is made of; 0 for worlds that only go on."""
         return self.model.recipe.condition.actions
+
+    def starts(self) -> list[tuple[Frames, np.ndarray]]:
+        """List moments the world can start from, which its folder brings; often none.
+
+        Returns:
+            Pairs for `start`: uint8 frames [frames, height, width, 3], and the float32 actions
+            [frames, numbers] that led to them.
+
+        Raises:
+            ModelError: a damaged `starts.npz`.
+        """
+        size = tuple(self.tokenizer.frame_size)
+        found = None
+        if self._folder is not None:
+            found = read_starts(self._folder, self.num_actions, (size[0], size[1]))
+        return [] if found is None else list(zip(found.frames, found.actions, strict=True))
 
     def start(
         self, frames: Frames | None = None, *, prompt: str = "", seed: int = 0,

@@ -1,4 +1,4 @@
-"""Few-step students: distribution matching distillation, on the student's own history or the data's.
+"""Few-step students: distribution matching distillation, on own history or the data's.
 
 Until `distill.init_steps` the student and a bidirectional teacher of the same size learn to undo
 noise as usual. Then the teacher stands still, a critic starts as its copy, and steps take turns:
@@ -24,7 +24,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from ..core.corruption import noise_levels
-from ..core.layout import Copy, Layout
+from ..core.layout import Layout
 from ..core.plan import DecodePlan
 from ..core.recipe import Recipe, apply_overrides, recipe_from_dict
 from ..core.rollout import Rollout
@@ -35,9 +35,12 @@ from ..models.generator import GenerativeModel, ModelDecoder
 from .history import history_generators
 from .objective import Batch, ModelStage
 
-TEACHER = ["layout.copies=1", "layout.block=all", "mask=bidirectional", "cache.write=none",
-           "cache.window=null", "cache.sink=0", "cache.exact=false", "corruption.per=sample",
-           "corruption.context=0", "corruption.resample=0", "distill=null", "learns=null"]  # fmt: skip
+TEACHER = [
+    "layout.copies=1", "layout.block=all", "mask=bidirectional", "cache.write=none",
+    "cache.window=null", "cache.sink=0", "cache.exact=false", "cache.matched=false",
+    "corruption.per=sample", "corruption.context=0", "corruption.resample=0", "distill=null",
+    "learns=null",
+]  # fmt: skip
 """What makes a recipe's bidirectional twin: every frame sees every frame, one level for all."""
 
 
@@ -143,7 +146,7 @@ class DistillStage(ModelStage):
 
     def _redrawn(self, indices: Tensor, drawn: Drawn, generator: torch.Generator) -> Tensor:
         """Compute the last row of the student's frames once more, in one forward with gradients."""
-        plan, layout, lowered = self.plan(generator)
+        _, layout, lowered = self.plan(generator)
         noisy = self._noisy(layout)
         source = layout.source[noisy]
         rows = drawn.clean[:, layout.source.clamp_min(0)].clone()

@@ -1,12 +1,12 @@
-"""Frames dreamt ahead: the same world with and without, and taken back where the guess was wrong."""
+"""Frames dreamt ahead: the same world with and without, and wrong guesses taken back."""
 
 import numpy as np
 import pytest
 import torch
+from tests.pipelines.test_world import frames, world
 
 from blockloom.core.errors import UsageError
 from blockloom.pipelines.look_ahead import same_action
-from tests.pipelines.test_world import frames, world
 
 ACTIONS = [0, 0, 0, 1, 1, 0, None, None, 2, 2, 2]
 

@@ -156,3 +156,15 @@ def test_a_saved_pipeline_dreams_the_same(pipe, tmp_path):
     again = AutoPipeline.from_pretrained(str(tmp_path / "world"))
     assert type(again) is WorldPipeline
     assert np.array_equal(play(pipe.start(seed=4), [0, 1]), play(again.start(seed=4), [0, 1]))
+
+
+def test_a_folder_brings_its_starts(pipe, tmp_path):
+    pipe.save_pretrained(tmp_path)
+    assert pipe.starts() == WorldPipeline.from_pretrained(str(tmp_path)).starts() == []
+    told = np.eye(3, dtype=np.float32)[[0, 1, 2, 0]]
+    np.savez_compressed(tmp_path / "starts.npz", frames=frames()[None], actions=told[None])
+    again = WorldPipeline.from_pretrained(str(tmp_path))
+    ((given, actions),) = again.starts()
+    assert np.array_equal(given, frames()) and np.array_equal(actions, told)
+    first = again.start(given, actions=list(actions), seed=1).step(0)
+    assert np.array_equal(first, pipe.start(frames(), actions=[0, 1, 2, 0], seed=1).step(0))
