@@ -60,9 +60,7 @@ def test_the_same_session_gives_the_same_frames(world):
     frames, actions = world.starts()[0]
     one, two = (world.start(frames, actions=list(actions), seed=5) for _ in range(2))
     first = np.concatenate([one.step([0.2, 0.1, 0.0]) for _ in range(3)])
-    assert np.array_equal(
-        first, np.concatenate([two.step([0.2, 0.1, 0.0]) for _ in range(3)])
-    )
+    assert np.array_equal(first, np.concatenate([two.step([0.2, 0.1, 0.0]) for _ in range(3)]))
     assert np.abs(first[1:].astype(int) - first[:-1]).mean() > 0.5  # the road moves
 
 
