@@ -7,27 +7,16 @@ that BLOCKLOOM_SHOTS names, if any.
 
 import os
 import re
-import shutil
-import signal
-import subprocess
-import sys
 import time
-import urllib.error
-import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from tests.browser.chromium import MARKS, PATIENCE, demo, until
 
 from blockloom.pipelines.media import read_metadata
 
-CHROMIUM = os.environ.get("CHROMIUM") or shutil.which("chromium") or "/usr/bin/chromium"
-FLAGS = [
-    "--headless", "--no-sandbox", "--disable-gpu", "--no-first-run",
-    "--disable-background-networking", "--disable-component-update", "--disable-sync",
-]  # fmt: skip
-PATIENCE = 180
 BUSY, OVER = ("waiting", "loading", "drawing"), ("done", "stopped", "failed")
 STATE = """() => {
   const box = document.querySelector('#bl-canvas .bl-canvas');
@@ -51,15 +40,7 @@ RECORD = f"""() => {{
   window.recorder.observe(document.body, {{subtree: true, childList: true, attributes: true}});
 }}"""
 
-pytestmark = [
-    pytest.mark.slow,
-    pytest.mark.skipif(
-        not Path(CHROMIUM).exists(),
-        reason=f"no Chromium at {CHROMIUM}: install it (apt-get install chromium) or set CHROMIUM",
-    ),
-    pytest.mark.filterwarnings("ignore::ResourceWarning"),
-    pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
-]
+pytestmark = MARKS
 
 
 @pytest.fixture(scope="module")
@@ -92,60 +73,13 @@ def row_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def address(row_model: Path, free_port: Callable[[], int]) -> Iterator[str]:
-    """The demo in a process of its own, started as a person would."""
-    port = free_port()
-    command = [sys.executable, "-m", "blockloom", "demo", "--port", str(port)]
-    server = subprocess.Popen([*command, "--model", str(row_model)])
-    url = f"http://127.0.0.1:{port}/"
-    try:
-        _until(lambda: _answers(url), "the demo does not answer")
+    with demo(free_port(), [str(row_model)]) as url:
         yield url
-    finally:
-        server.send_signal(signal.SIGINT)
-        assert server.wait(60) == 130
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
-    with playwright.sync_playwright() as driver:
-        chromium = driver.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
-        yield chromium
-        chromium.close()
 
 
 @pytest.fixture
-def visit(browser: Any, address: str) -> Iterator[Callable[[], "Visitor"]]:
-    contexts = []
-
-    def enter(width: int = 1280, height: int = 1000) -> "Visitor":
-        context = browser.new_context(
-            viewport={"width": width, "height": height}, is_mobile=width < 700
-        )
-        contexts.append(context)
-        return Visitor(context.new_page(), address)
-
-    yield enter
-    for context in contexts:
-        context.close()
-
-
-def _answers(url: str) -> bool:
-    try:
-        with urllib.request.urlopen(url, timeout=5) as answer:
-            return bool(answer.status == 200)
-    except (urllib.error.URLError, OSError):
-        return False
-
-
-def _until(holds: Callable[[], Any], complaint: str) -> Any:
-    end = time.monotonic() + PATIENCE
-    while time.monotonic() < end:
-        result = holds()
-        if result:
-            return result
-        time.sleep(0.02)
-    raise AssertionError(complaint)
+def visit(new_page: Callable[..., Any], address: str) -> Callable[..., "Visitor"]:
+    return lambda *size, **sizes: Visitor(new_page(*size, **sizes), address)
 
 
 class Visitor:
@@ -181,19 +115,19 @@ class Visitor:
         field.press("Enter")
 
     def until(self, *kinds: str) -> dict[str, Any]:
-        return _until(lambda: (s := self.state)["kind"] in kinds and s, f"never {kinds}")
+        return until(lambda: (s := self.state)["kind"] in kinds and s, f"never {kinds}")
 
     def watch(self) -> tuple[list[str], list[int], dict[str, Any]]:
         """Follow a run: distinct picture sources, rows done, last state."""
         kinds = "() => window.kinds"
-        _until(lambda: set(BUSY) & set(self.page.evaluate(kinds)), "the run never starts")
+        until(lambda: set(BUSY) & set(self.page.evaluate(kinds)), "the run never starts")
         last = self.until(*OVER)
         seen = self.page.evaluate("() => window.seen")
         return [source for source, _ in seen], [done for _, done in seen], last
 
     def captions(self, count: int) -> list[str]:
         images = self.page.locator("#bl-gallery img")
-        _until(lambda: images.count() == count, f"the gallery never shows {count} pictures")
+        until(lambda: images.count() == count, f"the gallery never shows {count} pictures")
         return [images.nth(k).get_attribute("alt") for k in range(count)]
 
     def shot(self, name: str) -> None:
@@ -267,7 +201,7 @@ def test_an_example_runs_at_once_and_the_dice_fill_the_seed(visit: Callable[[], 
     visitor = visit()
     visitor.click("bl-dice")
     seed = visitor.page.locator("#bl-seed textarea, #bl-seed input").first
-    _until(lambda: seed.input_value().isdigit(), "the dice give no number")
+    until(lambda: seed.input_value().isdigit(), "the dice give no number")
     visitor.page.get_by_role("button", name="rainbow, openmoji").click()
     assert visitor.watch()[2]["kind"] == "done"
     assert visitor.captions(1)[0] == f"rainbow, openmoji · seed {seed.input_value()}"
@@ -336,6 +270,6 @@ def test_the_second_tab_shows_mask_order_and_cache(visit: Callable[[], Visitor])
     visitor.shot("inside")
     page.locator("#bl-recipe input").click()
     page.get_by_role("option", name="image/maskgit").click()
-    _until(lambda: mask.get_attribute("src") != first, "the mask never changes")
-    _until(lambda: "keeps no cache" in page.locator("#bl-log").inner_text(), "no word of the cache")
+    until(lambda: mask.get_attribute("src") != first, "the mask never changes")
+    until(lambda: "keeps no cache" in page.locator("#bl-log").inner_text(), "no word of the cache")
     visitor.shot("inside_maskgit")

@@ -1,13 +1,7 @@
 """Videos made in headless Chromium: they play while they are made; see `test_demo_browser.py`."""
 
 import os
-import shutil
-import signal
-import subprocess
-import sys
 import time
-import urllib.error
-import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -15,15 +9,10 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image
+from tests.browser.chromium import MARKS, PATIENCE, demo, until
 
 from blockloom.pipelines.video_media import read_video_metadata
 
-CHROMIUM = os.environ.get("CHROMIUM") or shutil.which("chromium") or "/usr/bin/chromium"
-FLAGS = [
-    "--headless", "--no-sandbox", "--disable-gpu", "--no-first-run",
-    "--disable-background-networking", "--disable-component-update", "--disable-sync",
-]  # fmt: skip
-PATIENCE = 180
 STATE = """() => {
   const root = document.querySelector('.bv'), film = root.querySelector('video');
   const seconds = film.buffered.length ? film.buffered.end(film.buffered.length - 1) : 0;
@@ -32,73 +21,18 @@ STATE = """() => {
           shown: Number(root.dataset.shown || 0), loops: film.loop};
 }"""
 
-pytestmark = [
-    pytest.mark.slow,
-    pytest.mark.skipif(
-        not Path(CHROMIUM).exists(),
-        reason=f"no Chromium at {CHROMIUM}: install it (apt-get install chromium) or set CHROMIUM",
-    ),
-    pytest.mark.filterwarnings("ignore::ResourceWarning"),
-    pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
-]
+pytestmark = MARKS
 
 
 @pytest.fixture(scope="module")
 def address(tiny_clips: Path, free_port: Callable[[], int]) -> Iterator[str]:
-    """The demo in a process of its own, started as a person would."""
-    port = free_port()
-    command = [sys.executable, "-m", "blockloom", "demo", "--port", str(port)]
-    server = subprocess.Popen([*command, "--model", str(tiny_clips)])
-    url = f"http://127.0.0.1:{port}/"
-    try:
-        _until(lambda: _answers(url), "the demo does not answer")
+    with demo(free_port(), [str(tiny_clips)]) as url:
         yield url
-    finally:
-        server.send_signal(signal.SIGINT)
-        assert server.wait(60) == 130
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
-    with playwright.sync_playwright() as driver:
-        chromium = driver.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
-        yield chromium
-        chromium.close()
 
 
 @pytest.fixture
-def visit(browser: Any, address: str) -> Iterator[Callable[..., "Viewer"]]:
-    contexts = []
-
-    def enter(width: int = 1280, height: int = 1000) -> "Viewer":
-        context = browser.new_context(
-            viewport={"width": width, "height": height}, is_mobile=width < 700
-        )
-        contexts.append(context)
-        return Viewer(context.new_page(), address)
-
-    yield enter
-    for context in contexts:
-        context.close()
-
-
-def _answers(url: str) -> bool:
-    try:
-        with urllib.request.urlopen(url, timeout=5) as answer:
-            return bool(answer.status == 200)
-    except (urllib.error.URLError, OSError):
-        return False
-
-
-def _until(holds: Callable[[], Any], complaint: str) -> Any:
-    end = time.monotonic() + PATIENCE
-    while time.monotonic() < end:
-        result = holds()
-        if result:
-            return result
-        time.sleep(0.02)
-    raise AssertionError(complaint)
+def visit(new_page: Callable[..., Any], address: str) -> Callable[..., "Viewer"]:
+    return lambda *size, **sizes: Viewer(new_page(*size, **sizes), address)
 
 
 class Viewer:
@@ -117,7 +51,7 @@ class Viewer:
         return state
 
     def until(self, holds: Callable[[dict[str, Any]], Any], complaint: str) -> dict[str, Any]:
-        return _until(lambda: (s := self.state) and holds(s) and s, complaint)
+        return until(lambda: (s := self.state) and holds(s) and s, complaint)
 
     def wish(self, prompt: str, frames: int, seed: int = 7) -> None:
         self.page.locator(".bv-frames").fill(str(frames))

@@ -1,25 +1,14 @@
 """Worlds played in headless Chromium with real key presses; see `test_demo_browser.py`."""
 
 import os
-import shutil
-import signal
-import subprocess
-import sys
 import time
-import urllib.error
-import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from tests.browser.chromium import MARKS, PATIENCE, demo, until
 
-CHROMIUM = os.environ.get("CHROMIUM") or shutil.which("chromium") or "/usr/bin/chromium"
-FLAGS = [
-    "--headless", "--no-sandbox", "--disable-gpu", "--no-first-run",
-    "--disable-background-networking", "--disable-component-update", "--disable-sync",
-]  # fmt: skip
-PATIENCE = 180
 STATE = """() => {
   const root = document.querySelector('.bw'), canvas = root.querySelector('canvas');
   const pixels = canvas.getContext('2d').getImageData(0, 0, canvas.width, canvas.height).data;
@@ -31,76 +20,18 @@ STATE = """() => {
           shown: canvas.getBoundingClientRect().width};
 }"""
 
-pytestmark = [
-    pytest.mark.slow,
-    pytest.mark.skipif(
-        not Path(CHROMIUM).exists(),
-        reason=f"no Chromium at {CHROMIUM}: install it (apt-get install chromium) or set CHROMIUM",
-    ),
-    pytest.mark.filterwarnings("ignore::ResourceWarning"),
-    pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
-]
+pytestmark = MARKS
 
 
 @pytest.fixture(scope="module")
 def address(tiny_world: Path, free_port: Callable[[], int]) -> Iterator[str]:
-    """The demo in a process of its own, started as a person would."""
-    port = free_port()
-    model = os.environ.get("BLOCKLOOM_WORLD") or str(tiny_world)
-    command = [sys.executable, "-m", "blockloom", "demo", "--port", str(port), "--model", model]
-    server = subprocess.Popen(command)
-    url = f"http://127.0.0.1:{port}/"
-    try:
-        _until(lambda: _answers(url), "the demo does not answer")
+    with demo(free_port(), [os.environ.get("BLOCKLOOM_WORLD") or str(tiny_world)]) as url:
         yield url
-    finally:
-        server.send_signal(signal.SIGINT)
-        assert server.wait(60) == 130
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
-    with playwright.sync_playwright() as driver:
-        chromium = driver.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
-        yield chromium
-        chromium.close()
 
 
 @pytest.fixture
-def visit(browser: Any, address: str) -> Iterator[Callable[..., "Player"]]:
-    contexts = []
-
-    def enter(width: int = 1280, height: int = 1000) -> "Player":
-        context = browser.new_context(
-            viewport={"width": width, "height": height},
-            is_mobile=width < 700,
-            has_touch=width < 700,
-        )
-        contexts.append(context)
-        return Player(context.new_page(), address)
-
-    yield enter
-    for context in contexts:
-        context.close()
-
-
-def _answers(url: str) -> bool:
-    try:
-        with urllib.request.urlopen(url, timeout=5) as answer:
-            return bool(answer.status == 200)
-    except (urllib.error.URLError, OSError):
-        return False
-
-
-def _until(holds: Callable[[], Any], complaint: str) -> Any:
-    end = time.monotonic() + PATIENCE
-    while time.monotonic() < end:
-        result = holds()
-        if result:
-            return result
-        time.sleep(0.02)
-    raise AssertionError(complaint)
+def visit(new_page: Callable[..., Any], address: str) -> Callable[..., "Player"]:
+    return lambda *size, **sizes: Player(new_page(*size, **sizes), address)
 
 
 class Player:
@@ -121,7 +52,7 @@ class Player:
         return state
 
     def until(self, holds: Callable[[dict[str, Any]], Any], complaint: str) -> dict[str, Any]:
-        return _until(lambda: (s := self.state) and holds(s) and s, complaint)
+        return until(lambda: (s := self.state) and holds(s) and s, complaint)
 
     def click(self, name: str) -> None:
         self.page.locator(f".bw-{name}").click()

@@ -1,0 +1,68 @@
+"""What tests that drive a browser share: where Chromium is, waiting, and a demo of one's own."""
+
+import contextlib
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+CHROMIUM = os.environ.get("CHROMIUM") or shutil.which("chromium") or "/usr/bin/chromium"
+FLAGS = [
+    "--headless", "--no-sandbox", "--disable-gpu", "--no-first-run",
+    "--disable-background-networking", "--disable-component-update", "--disable-sync",
+]  # fmt: skip
+PATIENCE = 180
+MARKS = [
+    pytest.mark.slow,
+    pytest.mark.skipif(
+        not Path(CHROMIUM).exists(),
+        reason=f"no Chromium at {CHROMIUM}: install it (apt-get install chromium) or set CHROMIUM",
+    ),
+    pytest.mark.filterwarnings("ignore::ResourceWarning"),
+    pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
+]
+
+
+def until(holds: Callable[[], Any], complaint: str) -> Any:
+    """Wait until something holds and return it."""
+    end = time.monotonic() + PATIENCE
+    while time.monotonic() < end:
+        result = holds()
+        if result:
+            return result
+        time.sleep(0.02)
+    raise AssertionError(complaint)
+
+
+def answers(url: str) -> bool:
+    """Tell whether an address answers."""
+    try:
+        with urllib.request.urlopen(url, timeout=5) as answer:
+            return bool(answer.status == 200)
+    except (urllib.error.URLError, OSError):
+        return False
+
+
+@contextlib.contextmanager
+def demo(port: int, models: Sequence[str]) -> Iterator[str]:
+    """Run the demo in a process of its own, as a person would; yields its address."""
+    command = [sys.executable, "-m", "blockloom", "demo", "--port", str(port)]
+    for model in models:
+        command += ["--model", model]
+    server = subprocess.Popen(command)
+    url = f"http://127.0.0.1:{port}/"
+    try:
+        until(lambda: answers(url), "the demo does not answer")
+        yield url
+    finally:
+        server.send_signal(signal.SIGINT)
+        assert server.wait(60) == 130
