@@ -106,4 +106,5 @@ def test_the_folder_says_how_it_was_made():
         recipe = json.loads((folder / "recipe.json").read_text())
         assert recipe["cache"]["exact"] is True
         assert "path" not in recipe["tokenizer"]
-        assert recipe["tokenizer"]["image_size"] == 64
+        tokenizer = recipe["tokenizer"]
+        assert tokenizer.get("image", tokenizer)["image_size"] == 64

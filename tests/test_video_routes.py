@@ -149,7 +149,7 @@ class TestMaking:
 
     def test_worlds_make_videos_too(self, tiny_world: Path) -> None:
         made = videos.Videos(Shelf([str(tiny_world)]))
-        offer = made.offers()[0]
+        offer = next(o for o in made.offers() if o["name"] == "tiny-world")
         assert (offer["acts"], offer["starts"], offer["frames"]) == (True, 2, 6)
         film = made.order("v", WISH | {"model": "tiny-world", "start": 1})
         parts = [part for part in made.make(film) if isinstance(part, np.ndarray)]

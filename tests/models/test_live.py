@@ -188,7 +188,7 @@ def test_what_cannot_go_on_is_refused(tiny):
 @pytest.mark.parametrize(
     ("overrides", "match"),
     [
-        (("layout.kind=frames",), 'set "frame" or "frames:N"'),
+        (("layout.kind=frames",), 'set "frame", "frames:N", "token" or "all"'),
         (("layout.block=frame",), 'set "all", "row" or "token"'),
         (("layout.frames=4",), r'layout.frames = 4 needs layout.kind = "frames"'),
         (("condition.actions=2",), "set condition.actions to 0"),
