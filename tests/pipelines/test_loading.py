@@ -64,5 +64,4 @@ def test_bundled_models_load_and_draw_from_words(name: str) -> None:
         picture = pipe("a fox, walk, dark background", seed=1, num_frames=1).frames[0][0]
     else:
         picture = pipe("red apple, noto style", seed=1, output_type="np").images[0]
-    assert picture.shape == (64, 64, 3) and picture.std() > 0
-    assert image.std() > 0.05
+    assert picture.shape == (64, 64, 3) and picture.std() > 0.05
