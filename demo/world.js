@@ -183,6 +183,7 @@
         if (performance.now() - touched > PATIENCE) { pause("Still there? Press a key."); break; }
         await (underway = step(branch, pace));
         if (mine === turn) say("playing", where(branch));
+        else settle(branch);
       }
     } catch (error) {
       underway = Promise.resolve();
@@ -197,6 +198,13 @@
     playing = false;
     if (error.isGone && branch) branch.key = null;
     say("failed", error.message);
+  }
+
+  // A step that was underway when somebody said stop still counts: say where the world stands now.
+  function settle(branch) {
+    const line = part("line").textContent;
+    if (!playing && branch === current && root.dataset.kind === "paused" && line.startsWith("Stopped"))
+      say("paused", `Stopped at ${where(branch)}.`);
   }
 
   function pause(text) {

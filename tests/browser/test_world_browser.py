@@ -125,10 +125,11 @@ def test_stop_and_reset(visit: Callable[..., Player]) -> None:
     player = visit()
     player.seed(3)
     first = player.play("ArrowRight", 5)
+    time.sleep(1)  # a step may have been underway
     stopped = player.state
     assert stopped["line"].startswith("Stopped at frame ") and "seed 3" in stopped["line"]
     time.sleep(0.5)
-    assert player.state["frames"] == stopped["frames"] and player.state["sum"] == first[-1]
+    assert player.state == stopped and stopped["frames"] >= len(first)
     player.click("reset")
     state = player.until(lambda s: s["kind"] == "idle", "no reset")
     player.until(lambda s: s["sum"] == player.started["sum"], "not the start")
