@@ -14,7 +14,6 @@ import os
 import signal
 import sys
 import threading
-from _thread import interrupt_main
 from collections.abc import Sequence
 from importlib import import_module
 from types import FrameType
@@ -53,7 +52,9 @@ class _Signals:
         if self.received is None or ignored.exc_type not in (KeyboardInterrupt, _Terminated):
             self._report(ignored)
             return
-        timer = threading.Timer(0.01, interrupt_main, (self.received,))
+        # A real signal to this, the main thread: a simulated one wakes nobody from a system call.
+        again = (threading.get_ident(), self.received)
+        timer = threading.Timer(0.01, signal.pthread_kill, again)
         timer.daemon = True
         timer.start()
 

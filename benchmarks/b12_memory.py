@@ -5,7 +5,7 @@ concatenates, as `torch.cat` caches do; while it does, the old and the new tenso
 """
 
 import torch
-from common import Row, Timing, device_name, report_row
+from common import Row, Timing, report_row
 
 from blockloom.core.cache import KVCache
 from blockloom.core.layout import Layout
@@ -70,6 +70,5 @@ def run(device: torch.device, *, repeats: int = 1) -> list[Row]:
             formula_bytes=formula, exact=held == formula,
         )  # fmt: skip
         row.passed = (row.passed is not False) and held == formula
-        row.device = device_name(device)
         rows.append(row)
     return rows

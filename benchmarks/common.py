@@ -174,16 +174,17 @@ def environment() -> dict[str, Any]:
 
 
 def build_model(
-    recipe: str, overrides: Sequence[str], height: int, width: int, *, codebook_size: int,
-    device: torch.device,
+    recipe: str, overrides: Sequence[str], height: int, width: int, *, codebook_size: int = 0,
+    latent_channels: int = 0, device: torch.device,
 ) -> GenerativeModel:  # fmt: skip
     """Build a model with random weights everywhere, also where training starts at zero."""
     spec = load_recipe(recipe, list(overrides))
     with torch.random.fork_rng():
         torch.manual_seed(0)
         model = GenerativeModel(
-            spec.model_dump(mode="json"), height, width, codebook_size=codebook_size
-        )
+            spec.model_dump(mode="json"), height, width, codebook_size=codebook_size,
+            latent_channels=latent_channels,
+        )  # fmt: skip
         for parameter in model.parameters():
             if not parameter.any():
                 torch.nn.init.normal_(parameter, std=0.05)

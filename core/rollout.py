@@ -383,10 +383,10 @@ class Rollout:
         clean = self.values[:, source]
         streams = self._streams()
         noise = per_item_randn(clean.shape[1:], streams, clean.device).to(clean.dtype)
-        start = {} if self.start_level == 1.0 else {"start": self.start_level}
-        x = scheduler.add_noise(clean, noise, self.start_level) if start else noise
+        begins_low = self.start_level < 1.0
+        x = scheduler.add_noise(clean, noise, self.start_level) if begins_low else noise
         scheduler.begin(self.num_steps)
-        for row in scheduler.rows(self.num_steps, **start):
+        for row in scheduler.rows(self.num_steps, self.start_level):
             if self.should_stop():
                 yield None
                 return

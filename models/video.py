@@ -7,6 +7,7 @@ does not know pixels.
 Invariant: where both ways are open they give the same values, bit for bit.
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
@@ -99,7 +100,7 @@ def video_blocks(model: GenerativeModel, request: VideoRequest) -> "VideoBlocks"
     return WholeBlocks(model, request, together)
 
 
-class VideoBlocks:
+class VideoBlocks(ABC):
     """Parts 0, 1, 2, ... of a video, asked for in order.
 
     A part is a block of frames, or one frame where blocks are smaller than frames.
@@ -122,17 +123,17 @@ class VideoBlocks:
         self.num_parts = -(-request.frames // per_part)
         self.first = request.num_given // per_part
 
+    @abstractmethod
     def events(self, part: int) -> Iterator[Event]:
         """Make a part, or take it in where it is given; yields rows and commits."""
-        raise NotImplementedError
 
+    @abstractmethod
     def set_prompts(self, prompts: Sequence[str]) -> None:
         """Change the prompts of the parts to come."""
-        raise NotImplementedError
 
+    @abstractmethod
     def _slots(self, part: int) -> Tensor:
         """Values of the part made last as the rollout holds them."""
-        raise NotImplementedError
 
     def values(self, part: int) -> Tensor:
         """Return the values of the part made last, [items, latent frames, cells, channels]."""

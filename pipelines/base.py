@@ -73,6 +73,19 @@ class TokenPipeline(DiffusionPipeline):
         return pipe
 
 
+class CallPipeline(TokenPipeline):
+    """A pipeline that is called once per request and can be stopped while it runs."""
+
+    def __init__(self, tokenizer: Any, model: GenerativeModel) -> None:
+        """Join a tokenizer and a model; see `TokenPipeline`."""
+        super().__init__(tokenizer, model)
+        self._interrupted = False
+
+    def interrupt(self) -> None:
+        """Stop the running call at its next row; what is finished is kept and returned."""
+        self._interrupted = True
+
+
 def own_memory(module: torch.nn.Module) -> torch.nn.Module:
     """Move weights out of the memory-mapped file, in place.
 

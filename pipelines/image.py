@@ -18,8 +18,7 @@ from torch import Tensor
 from ..core.errors import UsageError, check_one_of, describe
 from ..core.rollout import Event
 from ..models.generate import Request, empty_values, picture_values, start
-from ..models.generator import GenerativeModel
-from .base import MAX_PROMPT, TokenPipeline, item_generators
+from .base import MAX_PROMPT, CallPipeline, item_generators
 
 MAX_IMAGES = 256
 OUTPUT_TYPES = ("pil", "np", "pt", "latent")
@@ -41,32 +40,15 @@ class ImagePipelineOutput(BaseOutput):
     is_complete: bool = True
 
 
-class ImagePipeline(TokenPipeline):
+class ImagePipeline(CallPipeline):
     """Draws pictures from words with any image recipe."""
 
     _callback_tensor_inputs: ClassVar[list[str]] = list(_CALLBACK_TENSORS)
-
-    def __init__(self, tokenizer: Any, model: GenerativeModel) -> None:
-        """Join a tokenizer and a model that was trained on its tokens.
-
-        Args:
-            tokenizer: An image tokenizer.
-            model: The generative model.
-
-        Raises:
-            ModelError: their grids or token kinds differ.
-        """
-        super().__init__(tokenizer, model)
-        self._interrupted = False
 
     @property
     def recipe_name(self) -> str:
         """Name of the recipe the model was trained from."""
         return self.model.recipe.name
-
-    def interrupt(self) -> None:
-        """Stop the running call before its next row; what is finished is kept and returned."""
-        self._interrupted = True
 
     # -- checks -----------------------------------------------------------------------------
 
@@ -254,14 +236,12 @@ class ImagePipeline(TokenPipeline):
                     index += 1
         tokens = picture_values(self.model, rollout.values)
         complete = bool(rollout.is_known.all())
-        images = (
-            tokens if output_type == "latent" else self._finish(rollout, image, keep, output_type)
-        )
+        images = tokens if output_type == "latent" else self._finish(rollout, output_type)
         if not return_dict:
             return (images, tokens, complete)
         return ImagePipelineOutput(images=images, tokens=tokens, is_complete=complete)
 
-    def _finish(self, rollout: Any, image: Any, keep: Any, output_type: str) -> Any:
+    def _finish(self, rollout: Any, output_type: str) -> Any:
         pixels = self.preview(rollout.values, rollout.is_known)
         return from_pixels(pixels, output_type)
 

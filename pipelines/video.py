@@ -18,10 +18,9 @@ from torch import Tensor
 from ..core.errors import UsageError, check_one_of, describe
 from ..core.recipe import frames_per_block
 from ..core.rollout import Event
-from ..models.generator import GenerativeModel
 from ..models.video import VideoBlocks, VideoRequest, sees_the_end, video_blocks
 from ..tokenizers.video_base import StreamState
-from .base import TokenPipeline, item_generators
+from .base import CallPipeline, item_generators
 from .clip_frames import to_clip, to_frames
 from .video_checks import (
     check_frames,
@@ -66,27 +65,10 @@ class _Job:
     values: Tensor | None
 
 
-class VideoPipeline(TokenPipeline):
+class VideoPipeline(CallPipeline):
     """Makes videos with any video recipe."""
 
     _callback_tensor_inputs: ClassVar[list[str]] = list(_CALLBACK_TENSORS)
-
-    def __init__(self, tokenizer: Any, model: GenerativeModel) -> None:
-        """Join a tokenizer and a model that was trained on its tokens.
-
-        Args:
-            tokenizer: A video tokenizer.
-            model: The generative model.
-
-        Raises:
-            ModelError: their grids or token kinds differ.
-        """
-        super().__init__(tokenizer, model)
-        self._interrupted = False
-
-    def interrupt(self) -> None:
-        """Stop the running call after its current row; finished frames are kept and returned."""
-        self._interrupted = True
 
     @property
     def frames_per_block(self) -> int:

@@ -102,43 +102,13 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def _save_tiny_video(folder: Path, actions: int) -> None:
-    """Save a video model of real classes: 16 x 16 pixels, one frame at a time, a window of three.
-
-    Untrained, with large weights, so that frames change all the time and with every action.
-    """
-    import torch
-
-    from blockloom.core.recipe import load_recipe
-    from blockloom.models.generator import GenerativeModel
-    from blockloom.pipelines.world import WorldPipeline
-    from blockloom.tokenizers.video_build import build_video_tokenizer
-
-    recipe = load_recipe(
-        "image/acdit",
-        ["modality=video", "layout.kind=frames", "layout.block=frame", "layout.frames=6",
-         "cache.window=3", f"condition.actions={actions}", "backbone.dim=32", "backbone.layers=1",
-         "backbone.heads=2", "text.dim=16", "text.buckets=32", "text.words=3", "schedule.steps=2",
-         "corruption.kind=flow", "head.objective=velocity", "schedule.update=euler"],
-    )  # fmt: skip
-    image = {"kind": "patch", "image_size": 16, "patch": 8}
-    tokenizer: Any = build_video_tokenizer({"kind": "frames", "image": image}).eval()
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        model = GenerativeModel(
-            recipe.model_dump(mode="json"), *tokenizer.grid,
-            latent_channels=tokenizer.latent_channels,
-        )  # fmt: skip
-        for parameter in model.parameters():
-            torch.nn.init.normal_(parameter, std=0.2)
-    WorldPipeline(tokenizer, model.eval()).save_pretrained(folder)
-
-
 @pytest.fixture(scope="session")
 def tiny_clips(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return a saved video model that takes words and no actions."""
     folder = tmp_path_factory.mktemp("clips") / "tiny-clips"
-    _save_tiny_video(folder, actions=0)
+    from tests.tiny_video import tiny_video
+
+    tiny_video(actions=0).save_pretrained(folder)
     return folder
 
 
@@ -150,7 +120,9 @@ def tiny_world(tmp_path_factory: pytest.TempPathFactory) -> Path:
     import numpy as np
 
     folder = tmp_path_factory.mktemp("worlds") / "tiny-world"
-    _save_tiny_video(folder, actions=3)
+    from tests.tiny_video import tiny_video
+
+    tiny_video(actions=3).save_pretrained(folder)
     rng = np.random.default_rng(0)
     frames = rng.integers(0, 256, (2, 4, 16, 16, 3), dtype=np.uint8)
     actions = np.zeros((2, 4, 3), dtype=np.float32)

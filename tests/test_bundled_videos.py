@@ -11,7 +11,7 @@ from blockloom.pipelines.video import VideoPipeline
 from blockloom.pipelines.world import WorldPipeline
 from blockloom.training.turning import turn_angles
 
-SIZE_LIMIT = {"blockloom/world": 12_000_000, "blockloom/clips": 12_500_000}
+SIZE_LIMIT = {"blockloom/world": 12_000_000, "blockloom/clips": 12_100_000}
 
 
 @pytest.fixture(scope="module")

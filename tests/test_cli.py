@@ -606,6 +606,28 @@ class TestProcess:
             assert process.wait(60) in (code, -signum)
         assert "Traceback" not in err
 
+    def test_a_signal_inside_a_finaliser_still_ends_the_run(self, tmp_path: Path) -> None:
+        code = """
+import os, signal, sys, time
+from blockloom import cli
+class Dying:
+    def __del__(self):
+        os.kill(os.getpid(), signal.SIGINT)
+        time.sleep(0)  # the signal's exception is raised here, where nobody can catch it
+def dispatch(arguments):
+    Dying()
+    time.sleep(20)
+    return 0
+cli._dispatch = dispatch
+sys.exit(cli.main([]))
+"""
+        before = time.monotonic()
+        run = subprocess.run(
+            [sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path, check=False
+        )
+        assert run.returncode == 130 and time.monotonic() - before < 15
+        assert run.stderr == "error[E-SIGNAL] interrupted; finished files are kept\n"
+
     def test_help_is_quick(self, tmp_path: Path) -> None:
         def seconds(*arguments: str) -> float:
             times = []

@@ -31,6 +31,7 @@ from ..tokenizers.video_build import build_video_tokenizer
 from .clip_predictors import FrameCodes, FrameGaussians, NextFrameCodes, NextFrameGaussians
 from .clip_run import frame_psnr, stage_of_clips
 from .clip_stage import ClipTokens, encode_clips, latent_offsets, leading_actions
+from .clip_statistics import MOST_DB
 from .clips import ClipDataset
 from .learning import describe, noised_loss
 from .loop import Trainer
@@ -45,8 +46,6 @@ NUM_FRAMES = 12
 NUM_GIVEN, NUM_DRAWN = 4, 4
 """Frames a rollout is given, and frames it then draws."""
 EVAL_BATCH = 64
-MOST_DB = 60.0
-"""What a frame that is matched exactly counts: else one still ball would decide the mean."""
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ algorithm 1) use it. Differs: teacher and student learn side by side from scratc
 """
 
 import copy
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -29,8 +29,8 @@ from ..core.plan import DecodePlan
 from ..core.recipe import Recipe, apply_overrides, recipe_from_dict
 from ..core.rollout import Rollout
 from ..core.sampling import per_item_randn
-from ..core.schedulers.base import Row, clean_from_velocity
-from ..core.schedulers.flow import LevelScheduler
+from ..core.schedulers.base import clean_from_velocity
+from ..core.schedulers.early_exit import EarlyExit
 from ..models.generator import GenerativeModel, ModelDecoder
 from .history import history_generators
 from .objective import Batch, ModelStage
@@ -215,34 +215,6 @@ class DistillStage(ModelStage):
         noise = torch.randn(clean.shape, generator=generator).to(clean)
         level = level.to(clean)
         return self.scheduler.add_noise(clean, noise, level[..., None]), level
-
-
-class EarlyExit:
-    """A scheduler that leaves a block at one of its rows: that row's clean prediction is it."""
-
-    def __init__(self, scheduler: LevelScheduler, exit_row: int) -> None:
-        """Cut a scheduler short.
-
-        Args:
-            scheduler: The whole schedule.
-            exit_row: Last row that runs, from 0.
-        """
-        self.inner, self.exit_row = scheduler, exit_row
-        self.config = scheduler.config
-
-    def rows(self, num_steps: int | None = None) -> list[Row]:
-        """List the rows up to the exit, which ends at level 0."""
-        rows = self.inner.rows(num_steps)[: self.exit_row + 1]
-        rows = [replace(row, num_rows=len(rows)) for row in rows]
-        return [*rows[:-1], replace(rows[-1], level_next=0.0)]
-
-    def begin(self, num_steps: int | None = None) -> None:
-        """Start a block."""
-        self.inner.begin(num_steps)
-
-    def __getattr__(self, name: str) -> Any:
-        """Ask the whole schedule for everything else."""
-        return getattr(self.inner, name)
 
 
 def bidirectional(recipe: Recipe) -> Recipe:

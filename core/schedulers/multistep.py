@@ -117,6 +117,16 @@ class Multistep(LevelScheduler):
         times = inner.timesteps.tolist()
         return [(time + 1) / self.config.num_train_timesteps for time in times] + [0.0]
 
+    def rows(self, num_steps: int | None = None, start: float = 1.0) -> list[Row]:
+        """Plan the forwards of a block; see `LevelScheduler.rows`.
+
+        Raises:
+            UsageError: A start below 1: the solver's times are those of a whole block.
+        """
+        if start != 1.0:
+            raise UsageError(describe("start level of a multistep solver", start, "1", 1))
+        return super().rows(num_steps)
+
     def begin(self, num_steps: int | None = None) -> None:
         """Start a new block: the next first row builds a fresh solver.
 

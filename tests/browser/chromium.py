@@ -66,3 +66,32 @@ def demo(port: int, models: Sequence[str]) -> Iterator[str]:
     finally:
         server.send_signal(signal.SIGINT)
         assert server.wait(60) == 130
+
+
+class Tab:
+    """One person in front of one tab of the demo; `STATE` is the script that reads the page."""
+
+    STATE = ""
+
+    def __init__(self, page: Any, address: str, name: str, ready: str) -> None:
+        """Open the page and the tab, and wait until it is ready."""
+        self.page, self.errors, self.requests = page, [], []
+        page.on("pageerror", lambda error: self.errors.append(str(error)))
+        page.on("request", lambda request: self.requests.append(request.url))
+        page.goto(address)
+        page.get_by_role("tab", name=name).click(timeout=1000 * PATIENCE)
+        page.wait_for_selector(ready, timeout=1000 * PATIENCE)
+
+    @property
+    def state(self) -> dict[str, Any]:
+        state: dict[str, Any] = self.page.evaluate(self.STATE)
+        return state
+
+    def until(self, holds: Callable[[dict[str, Any]], Any], complaint: str) -> dict[str, Any]:
+        return until(lambda: (s := self.state) and holds(s) and s, complaint)
+
+    def shot(self, name: str) -> None:
+        folder = os.environ.get("BLOCKLOOM_SHOTS")
+        if folder:
+            time.sleep(0.5)
+            self.page.screenshot(path=str(Path(folder) / f"{name}.png"), full_page=True)

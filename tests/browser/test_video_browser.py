@@ -1,7 +1,5 @@
 """Videos made in headless Chromium: they play while they are made; see `test_demo_browser.py`."""
 
-import os
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -9,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image
-from tests.browser.chromium import MARKS, PATIENCE, demo, until
+from tests.browser.chromium import MARKS, Tab, demo
 
 from blockloom.pipelines.video_media import read_video_metadata
 
@@ -35,35 +33,19 @@ def visit(new_page: Callable[..., Any], address: str) -> Callable[..., "Viewer"]
     return lambda *size, **sizes: Viewer(new_page(*size, **sizes), address)
 
 
-class Viewer:
+class Viewer(Tab):
     """One person in front of one Video tab."""
 
+    STATE = STATE
+
     def __init__(self, page: Any, address: str) -> None:
-        self.page, self.errors = page, []
-        page.on("pageerror", lambda error: self.errors.append(str(error)))
-        page.goto(address)
-        page.get_by_role("tab", name="Video").click(timeout=1000 * PATIENCE)
-        page.wait_for_selector(".bv[data-ready]", timeout=1000 * PATIENCE)
-
-    @property
-    def state(self) -> dict[str, Any]:
-        state: dict[str, Any] = self.page.evaluate(STATE)
-        return state
-
-    def until(self, holds: Callable[[dict[str, Any]], Any], complaint: str) -> dict[str, Any]:
-        return until(lambda: (s := self.state) and holds(s) and s, complaint)
+        super().__init__(page, address, "Video", ".bv[data-ready]")
 
     def wish(self, prompt: str, frames: int, seed: int = 7) -> None:
         self.page.locator(".bv-frames").fill(str(frames))
         self.page.locator(".bv-seed").fill(str(seed))
         self.page.locator(".bv-prompt").fill(prompt)
         self.page.locator(".bv-prompt").press("Enter")
-
-    def shot(self, name: str) -> None:
-        folder = os.environ.get("BLOCKLOOM_SHOTS")
-        if folder:
-            time.sleep(0.5)
-            self.page.screenshot(path=str(Path(folder) / f"{name}.png"), full_page=True)
 
 
 def test_a_video_plays_while_it_is_made(visit: Callable[..., Viewer], tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ from blockloom.core.errors import UsageError
 from blockloom.core.sampling import item_generator, per_item_randn, sample_codes
 from blockloom.core.schedulers import base
 from blockloom.core.schedulers.build import UNMASK_PRESETS, build_scheduler
+from blockloom.core.schedulers.early_exit import EarlyExit
 from blockloom.core.schedulers.flow import FlowEuler, Renoise
 from blockloom.core.schedulers.multistep import Multistep
 from blockloom.core.schedulers.unmask import UnmaskScheduler
@@ -400,3 +401,20 @@ def test_conversions_invert_each_other():
     assert torch.allclose(base.velocity_from_noise(x, noise, 0.4), velocity, atol=1e-5)
     assert torch.allclose(base.clean_from_velocity(x, velocity, 0.4), clean, atol=1e-5)
     assert torch.allclose(base.noise_from_velocity(x, velocity, 0.4), noise, atol=1e-5)
+
+
+def test_blocks_may_start_below_noise_where_the_update_allows():
+    rows = FlowEuler(num_steps=4).rows(start=0.5)
+    assert [row.level for row in rows] == [0.5, 0.375, 0.25, 0.125] and rows[-1].level_next == 0.0
+    with pytest.raises(UsageError, match=r"start level of a multistep solver .*0\.5.*try 1"):
+        Multistep(num_steps=4).rows(start=0.5)
+
+
+def test_an_early_exit_ends_at_the_clean_prediction_of_its_row():
+    whole = FlowEuler(num_steps=3)
+    cut = EarlyExit(whole, 1).rows()
+    assert [row.level for row in cut] == [1.0, pytest.approx(2 / 3)]
+    assert cut[-1].level_next == 0.0 and cut[-1].is_last and not cut[0].is_last
+    assert EarlyExit(whole, 2).rows() == EarlyExit(whole, 9).rows() == whole.rows()
+    with pytest.raises(UsageError, match="exit_row"):
+        EarlyExit(whole, -1)

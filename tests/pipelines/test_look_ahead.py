@@ -3,7 +3,8 @@
 import numpy as np
 import pytest
 import torch
-from tests.pipelines.test_world import frames, world
+from tests.pipelines.test_world import frames
+from tests.tiny_video import tiny_video
 
 from blockloom.core.errors import UsageError
 from blockloom.pipelines.look_ahead import same_action
@@ -13,7 +14,7 @@ ACTIONS = [0, 0, 0, 1, 1, 0, None, None, 2, 2, 2]
 
 @pytest.fixture(scope="module")
 def pipe():
-    return world()
+    return tiny_video()
 
 
 def plain(pipe, actions):

@@ -2,42 +2,16 @@
 
 import numpy as np
 import pytest
-import torch
+from tests.tiny_video import tiny_video
 
 from blockloom.core.errors import DataError, UsageError
-from blockloom.core.recipe import load_recipe
-from blockloom.models.generator import GenerativeModel
 from blockloom.pipelines.auto import AutoPipeline
 from blockloom.pipelines.world import WorldPipeline, action_vector
-from blockloom.tokenizers.video_build import build_video_tokenizer
-
-SETTINGS = (
-    "modality=video", "layout.kind=frames", "layout.block=frame", "layout.frames=6",
-    "cache.window=3", "condition.actions=3", "backbone.dim=32", "backbone.layers=1",
-    "backbone.heads=2", "text.dim=16", "text.buckets=32", "text.words=3", "schedule.steps=2",
-    "corruption.kind=flow", "head.objective=velocity", "schedule.update=euler",
-)  # fmt: skip
-
-
-def world(*extra):
-    recipe = load_recipe("image/acdit", [*SETTINGS, *extra])
-    tokenizer = build_video_tokenizer(
-        {"kind": "frames", "image": {"kind": "patch", "image_size": 16, "patch": 8}}
-    ).eval()
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        model = GenerativeModel(
-            recipe.model_dump(mode="json"), *tokenizer.grid,
-            latent_channels=tokenizer.latent_channels,
-        )  # fmt: skip
-        for parameter in model.parameters():  # heads start at zero; frames should move
-            torch.nn.init.normal_(parameter, std=0.2)
-    return WorldPipeline(tokenizer, model.eval())
 
 
 @pytest.fixture(scope="module")
 def pipe():
-    return world()
+    return tiny_video()
 
 
 def frames(count=4, seed=0):
@@ -134,7 +108,7 @@ def test_a_saved_session_goes_on_bit_for_bit(pipe, tmp_path):
 def test_files_that_are_no_session_give_one_line(pipe, tmp_path):
     bad = tmp_path / "bad.safetensors"
     bad.write_bytes(b"\x08\x00\x00\x00\x00\x00\x00\x00{}garbage")
-    other = world("backbone.dim=48", "backbone.heads=3").start(seed=0)
+    other = tiny_video("backbone.dim=48", "backbone.heads=3").start(seed=0)
     other.step(0)
     foreign = other.save(tmp_path / "other.safetensors")
     for path in (bad, foreign, tmp_path / "missing.safetensors"):
@@ -144,7 +118,7 @@ def test_files_that_are_no_session_give_one_line(pipe, tmp_path):
 
 
 def test_a_world_without_actions_says_so():
-    pipe = world("condition.actions=0")
+    pipe = tiny_video("condition.actions=0")
     session = pipe.start(seed=0)
     assert session.step().shape == (1, 16, 16, 3)
     with pytest.raises(UsageError, match="takes no actions"):

@@ -10,7 +10,7 @@ from blockloom.models.generator import ModelDecoder
 from blockloom.tokenizers.video_build import build_video_tokenizer
 from blockloom.training.clip_run import stage_of_clips
 from blockloom.training.clip_stage import encode_clips
-from blockloom.training.distill import DistillStage, EarlyExit, bidirectional
+from blockloom.training.distill import DistillStage, bidirectional
 from blockloom.training.history import history_generators, history_level, resampled
 from blockloom.training.physics import physics_clips
 from blockloom.training.run import initial_model
@@ -65,8 +65,6 @@ def test_blocks_that_start_low_stay_near_what_was_given(tmp_path):
     assert errors[0] < 0.05 < errors[1] < errors[2]
     with pytest.raises(ValueError, match="start_level"):
         redraw(stage, 0.0)
-    rows = FlowEuler(num_steps=4).rows(start=0.5)
-    assert [row.level for row in rows] == [0.5, 0.375, 0.25, 0.125] and rows[-1].level_next == 0.0
 
 
 def test_redrawn_history_replaces_the_clean_rows_only(tmp_path):
@@ -147,6 +145,3 @@ def test_the_teacher_sees_everything_at_one_level():
     twin = bidirectional(recipe)
     assert (twin.layout.copies, twin.layout.block, twin.mask) == (1, "all", "bidirectional")
     assert twin.corruption.per == "sample" and twin.distill is None and twin.cache.window is None
-    cut = EarlyExit(FlowEuler(num_steps=3), 1).rows()
-    assert [row.level for row in cut] == [1.0, pytest.approx(2 / 3)]
-    assert cut[-1].level_next == 0.0 and cut[-1].is_last and not cut[0].is_last
