@@ -218,8 +218,7 @@ class ImagePipeline(CallPipeline):
         """
         given = {k: v for k, v in locals().items() if k in _GIVEN}
         check_one_of("output_type", output_type, OUTPUT_TYPES)
-        wanted = callback_on_step_end_tensor_inputs
-        for name in wanted:
+        for name in callback_on_step_end_tensor_inputs:
             check_one_of("callback_on_step_end_tensor_inputs", name, _CALLBACK_TENSORS)
         self._interrupted = False
         request = self._request(prompt, **given)
@@ -231,15 +230,14 @@ class ImagePipeline(CallPipeline):
                     bar.update()
                 if event.kind == "row" and callback_on_step_end is not None:
                     tensors = {"latents": rollout.values, "is_known": rollout.is_known}
-                    chosen = {n: tensors[n] for n in wanted}
+                    chosen = {n: tensors[n] for n in callback_on_step_end_tensor_inputs}
                     _check_returned(callback_on_step_end(self, index, event.data["level"], chosen))
                     index += 1
         tokens = picture_values(self.model, rollout.values)
         complete = bool(rollout.is_known.all())
         images = tokens if output_type == "latent" else self._finish(rollout, output_type)
-        if not return_dict:
-            return (images, tokens, complete)
-        return ImagePipelineOutput(images=images, tokens=tokens, is_complete=complete)
+        output = ImagePipelineOutput(images=images, tokens=tokens, is_complete=complete)
+        return output if return_dict else (images, tokens, complete)
 
     def _finish(self, rollout: Any, output_type: str) -> Any:
         pixels = self.preview(rollout.values, rollout.is_known)
