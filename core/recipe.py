@@ -176,13 +176,20 @@ class CacheSpec(_Section):
     with one copy, whose finished rows are run once more at level 0 (diffusion forcing); "fused":
     that pass rides with the next block, for one or two copies; "token": every token as it is
     drawn; "prefix": the prompt. `matched: true` claims more than `exact` does: that training shows
-    finished context as decoding keeps it, clean. It is refused for one copy without clean blocks.
+    finished context as decoding keeps it. It is refused for one copy without clean blocks, unless
+    context is kept at a level that training draws.
+
+    Context is kept as a pair: `context_noise` is the level a finished block is noised to before it
+    becomes permanent, `context_level` the level its rows are told (recipes with one copy); they may
+    differ. 0 and 0 = as it is.
     """
 
     write: Literal["none", "prefix", "token", "separate", "fused", "block"] = "none"
     keys: Literal["unrotated", "rotated"] = "unrotated"
     window: int | None = Field(None, ge=1)
     sink: int = Field(0, ge=0)
+    context_noise: float = Field(0.0, ge=0.0, lt=1.0)
+    context_level: float = Field(0.0, ge=0.0, lt=1.0)
     exact: bool = False
     matched: bool = False
 
@@ -199,6 +206,21 @@ class HeadSpec(_Section):
     solver: Literal["euler", "ddpm", "dpm"] = "euler"
     mixtures: int = Field(8, ge=1, le=1024)
     bootstrap: float = Field(0.25, ge=0.0, le=1.0)
+
+
+class ActingSpec(_Section):
+    """Actions as tokens: after every frame stands one row that holds what is done in it.
+
+    An action is one of `codes`, or a vector of `numbers`; `head` draws it, `recipe.head` frames.
+    `weight` and `frame_weight` scale the two losses, which are added; 0 learns nothing of that
+    kind.
+    """
+
+    codes: int = Field(0, ge=0, le=4096)
+    numbers: int = Field(0, ge=0, le=4096)
+    head: HeadSpec = HeadSpec()
+    weight: float = Field(1.0, ge=0.0, le=1000.0)
+    frame_weight: float = Field(1.0, ge=0.0, le=1000.0)
 
 
 class TextSpec(_Section):
@@ -221,6 +243,8 @@ class TrainSpec(_Section):
     """Defaults of `blockloom train` for this recipe.
 
     `init_from` names a trained pipeline folder whose model of the same shape is trained on.
+    `balance` lets rare kinds of items come more often: kinds are whole captions, or their subjects
+    (the part before the first comma).
     """
 
     steps: int = Field(1000, ge=1)
@@ -234,19 +258,27 @@ class TrainSpec(_Section):
     save_every: int = Field(500, ge=1)
     seed: int = Field(0, ge=0)
     init_from: str | None = None
+    balance: Literal["none", "caption", "subject"] = "none"
 
 
 class DistillSpec(_Section):
-    """Learning in few steps from a teacher that is trained beside the student.
+    """Learning in few steps from a teacher.
 
-    Until `init_steps` both learn from the data; then `critic_steps` steps of the critic take turns
-    with one of the student. `history` "own": the student's frames follow its own (self forcing);
-    "data": they follow the data's (CausVid).
+    Until `init_steps` student and teacher learn from the data side by side; `teacher` names a
+    trained pipeline folder to take it from instead. Then `critic_steps` steps of the critic take
+    turns with one of the student. `history` "own": the student's frames follow its own (self
+    forcing); "data": they follow the data's (CausVid). `given` frames of every window are not drawn
+    but given: the data's, and with `horizon` > 0 the student's own of the step before, until its
+    video is `horizon` frames long. `data_weight` adds the usual loss on the data to the student's.
     """
 
-    init_steps: int = Field(500, ge=1)
+    init_steps: int = Field(500, ge=0)
     critic_steps: int = Field(2, ge=1, le=100)
     history: Literal["own", "data"] = "own"
+    teacher: str | None = None
+    given: int = Field(0, ge=0, le=4096)
+    horizon: int = Field(0, ge=0, le=1_000_000)
+    data_weight: float = Field(0.0, ge=0.0, le=1000.0)
 
 
 class LearnsSpec(_Section):
@@ -279,6 +311,7 @@ class Recipe(_Section):
     schedule: ScheduleSpec = ScheduleSpec()
     cache: CacheSpec = CacheSpec()
     head: HeadSpec = HeadSpec()
+    acting: ActingSpec | None = None
     train: TrainSpec = TrainSpec()
     distill: DistillSpec | None = None
     learns: LearnsSpec | None = None

@@ -8,27 +8,32 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from einops import rearrange
 from torch import Tensor
 
 from ..core.errors import DataError, UsageError
 from ..core.recipe import Recipe
 from ..models.generator import GenerativeModel
+from ..tokenizers.mosaic import MosaicTokenizer
 from ..tokenizers.video_frames import FrameTokenizer
+from .balance import balanced_order
 from .clip_folder import load_clips
 from .clip_stage import (
     ClipActions,
     ClipPrompts,
     ClipTokens,
+    ClipWindows,
     PixelWindows,
     encode_clips,
     latent_offsets,
     leading_actions,
+    with_actions,
 )
 from .clips import ClipDataset
 from .distill import DistillStage
 from .loop import TrainConfig
 from .objective import ModelStage
-from .tokenizer_stage import train_tokenizer
+from .tokenizer_stage import save_half, train_tokenizer
 
 logger = logging.getLogger(__name__)
 TOKENIZER_STEPS = 3
@@ -79,6 +84,7 @@ def train_clip_tokenizer(
     init_from: Path | str | None = None,
     resume: bool = False,
     frames: int | None = None,
+    balance: str = "none",
 ) -> dict[str, Any]:
     """Train a video tokenizer on windows of raw frames and store it in `folder/final`.
 
@@ -90,18 +96,47 @@ def train_clip_tokenizer(
         init_from: Saved tokenizer whose fitting tensors are copied first.
         resume: Go on from the newest checkpoint.
         frames: Pixel frames per window; None = 1 for tokenizers of single frames, else some steps.
+        balance: Lets windows of rare kinds come more often, as `train.balance` does.
 
     Returns:
         The report of the loop, and the PSNR of held-out windows in dB where there are any.
     """
     length = frames or _window_frames(tokenizer)
-    train: Any = PixelWindows(clips.only("train"), length, max(1, length // 2))
+    seen = clips.only("train")
+    train: Any = PixelWindows(seen, length, max(1, length // 2))
+    train.windows = _balanced(train.windows, seen, balance)
+    if isinstance(getattr(tokenizer, "inner", None), MosaicTokenizer):
+        return fit_mosaic(tokenizer, train, config, folder)
     report = train_tokenizer(tokenizer, train, config, folder, init_from=init_from, resume=resume)
     result = vars(report) | {"checkpoint": str(report.checkpoint)}
     held_out = held_out_clips(clips)
     if held_out is not None:
         result["held_out_psnr_db"] = clip_psnr(tokenizer, PixelWindows(held_out, length, length))
     return result
+
+
+def fit_mosaic(
+    tokenizer: FrameTokenizer, train: PixelWindows, config: TrainConfig, folder: Path
+) -> dict[str, Any]:
+    """Pick the cell pictures of a mosaic from training frames and store it in `folder/final`.
+
+    Args:
+        tokenizer: Frames by a `MosaicTokenizer`; changed in place.
+        train: Windows of training frames.
+        config: Batch size and seed; nothing else of it is used.
+        folder: Output folder.
+
+    Returns:
+        Pictures in use, and the mean PSNR of training frames in dB.
+    """
+    order = torch.randperm(len(train), generator=torch.Generator().manual_seed(config.seed))
+    mosaic: Any = tokenizer.inner
+    used = mosaic.fit(
+        rearrange(train.pixels(part), "b c f h w -> (b f) c h w")
+        for part in order.split(config.batch_size)
+    )
+    save_half(tokenizer.eval(), folder / "final")
+    return {"pictures": used, "psnr_db": clip_psnr(tokenizer, train)}
 
 
 def _window_frames(tokenizer: Any) -> int:
@@ -138,6 +173,12 @@ def frame_psnr(pixels: Tensor, target: Tensor) -> Tensor:
     """
     error = (pixels.clamp(-1, 1) - target).square().mean(dim=(1, 3, 4))
     return 10 * torch.log10(4 / error.clamp_min(1e-12))
+
+
+def _balanced(windows: ClipWindows, clips: ClipDataset, balance: str) -> ClipWindows:
+    """Repeat the windows of rare kinds of clips."""
+    order = balanced_order([clips.captions[clip] for clip in windows.clip.tolist()], balance)
+    return windows if order is None else windows.take(order)
 
 
 def clip_model_stage(
@@ -178,12 +219,18 @@ def stage_of_clips(
             f'layout.kind = "{model.recipe.layout.kind}" cannot train on clips; set "frames"'
         )
     offsets = latent_offsets(clips, tokenizer)
-    tokens: Any = ClipTokens(values, offsets, model.recipe.layout.frames)
-    if tokens.windows.num_short:
+    acting, length = model.recipe.acting, model.recipe.layout.frames
+    if acting is None:
+        tokens: Any = ClipTokens(values, offsets, length)
+    else:  # how clips end is what actions are about: every frame lies in a window
+        rows, stride = with_actions(values, clips, acting), max(1, length // 2)
+        tokens = ClipTokens(rows, offsets, length, stride, pad=True)
+    if tokens.windows.num_short and acting is None:
         logger.warning(
             "%d of %d clips are shorter than %d latent frames and are not trained on",
             tokens.windows.num_short, len(clips), model.recipe.layout.frames,
         )  # fmt: skip
+    tokens.windows = _balanced(tokens.windows, clips, model.recipe.train.balance)
     prompts: Any = ClipPrompts(model.text_encoder.tokenize(clips.captions), tokens.windows)
     width = model.recipe.condition.actions
     actions: Any = None

@@ -7,6 +7,7 @@ values, `ClipActions` what was done on the way to its frames, `ClipPrompts` its 
 It does not know models or the loop. Invariant: a window never crosses the border of its clip.
 """
 
+import copy
 import hashlib
 import json
 import os
@@ -17,14 +18,15 @@ from typing import Any
 import numpy as np
 import torch
 from einops import rearrange
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch.nn import functional as F
 
 from ..core.errors import DataError, check_count
+from ..core.recipe import ActingSpec
 from ..tokenizers.video_frames import FrameTokenizer
-from .clips import ClipDataset
+from .clips import NO_ACTION, ClipDataset
 
 ENCODE_BATCH = 128
 """Frames encoded at once, by tokenizers whose frames do not see each other or in one chunk."""
@@ -45,6 +47,7 @@ class ClipWindows:
         length: int,
         stride: int = 1,
         device: torch.device | str = "cpu",
+        pad: bool = False,
     ) -> None:
         """Number the windows.
 
@@ -53,6 +56,8 @@ class ClipWindows:
             length: Frames per window; shorter clips have none.
             stride: Frames between the starts of two windows of a clip.
             device: Where batches are gathered.
+            pad: Windows may go on behind the end of their clip, so that short clips have one and
+                every frame lies in one; `rows` then says that there is no frame.
 
         Raises:
             DataError: No clip is long enough.
@@ -60,7 +65,9 @@ class ClipWindows:
         check_count("window length", length)
         check_count("window stride", stride)
         sizes = offsets.diff()
-        counts = torch.where(sizes >= length, (sizes - length) // stride + 1, 0)
+        beyond = stride - 1 if pad else 0
+        counts = torch.where(sizes >= length, (sizes - length + beyond) // stride + 1, int(pad))
+        counts = torch.where(sizes > 0, counts, 0)
         if not int(counts.sum()):
             raise DataError(
                 f"the longest clip has {int(sizes.max())} latent frames and a window {length}; "
@@ -72,17 +79,29 @@ class ClipWindows:
         self.clip = clip.to(device)
         self.start = (offsets[clip] + before * stride).to(device)
         self._steps = torch.arange(length, device=device)
+        self._end = offsets[1:].to(device) if pad else None
+        self._nowhere = int(offsets[-1])
         self.num_short = int((counts == 0).sum())
 
     def __len__(self) -> int:
         """Return the number of windows."""
         return len(self.start)
 
+    def take(self, indices: Int[Tensor, " chosen"]) -> "ClipWindows":
+        """Select windows by number, repeats allowed."""
+        chosen = copy.copy(self)
+        index = indices.to(self.start.device)
+        chosen.start, chosen.clip = self.start[index], self.clip[index]
+        return chosen
+
     def rows(self, indices: Tensor | slice) -> Int[Tensor, "batch length"]:
-        """Return the rows of the frames of some windows."""
+        """Return the rows of the frames of some windows; behind a clip's end one past the last."""
         if isinstance(indices, Tensor):
             indices = indices.to(self.start.device)
-        return self.start[indices][:, None] + self._steps
+        rows = self.start[indices][:, None] + self._steps
+        if self._end is None:
+            return rows
+        return torch.where(rows < self._end[self.clip[indices]][:, None], rows, self._nowhere)
 
 
 class ClipTokens:
@@ -97,6 +116,7 @@ class ClipTokens:
         offsets: Int[Tensor, " ends"],
         length: int,
         stride: int = 1,
+        pad: bool = False,
     ) -> None:
         """Cut encoded clips into windows.
 
@@ -105,6 +125,8 @@ class ClipTokens:
             offsets: Clip i is frames[offsets[i]:offsets[i + 1]].
             length: Latent frames per window.
             stride: Latent frames between the starts of two windows.
+            pad: Windows may go on behind the end of their clip; nothing is known of what stands
+                there (code -1, or latents that are not a number).
 
         Raises:
             DataError: No clip is long enough, or offsets of other frames.
@@ -113,8 +135,11 @@ class ClipTokens:
             raise DataError(
                 f"offsets end at {int(offsets[-1])}, but there are {len(frames)} frames"
             )
+        if pad:
+            nothing = float("nan") if frames.is_floating_point() else -1
+            frames = torch.cat((frames, torch.full_like(frames[:1], nothing)))
         self.frames = frames
-        self.windows = ClipWindows(offsets, length, stride, frames.device)
+        self.windows = ClipWindows(offsets, length, stride, frames.device, pad)
 
     def __len__(self) -> int:
         """Return the number of windows."""
@@ -254,6 +279,56 @@ def _grouped(led: Tensor, dataset: ClipDataset, tokenizer: Any) -> Tensor:
     # A clip's first latent frame is a single pixel frame: nothing led to it.
     parts = led[rows.clamp_min(0)] * (number > 0)[:, None, None]
     return rearrange(parts, "l s a -> l (s a)")
+
+
+def with_actions(values: Tensor, dataset: ClipDataset, acting: ActingSpec) -> Tensor:
+    """Append to the tokens of every frame one that holds what was done in it.
+
+    Args:
+        values: Codes or latents [frames of all clips, cells, width], one frame per pixel frame.
+        dataset: The clips.
+        acting: The recipe's actions.
+
+    Returns:
+        [frames, cells + 1, width]; of unknown actions nothing is known (code -1, or latents that
+        are not a number).
+
+    Raises:
+        DataError: No actions, actions of another kind or width, or clips whose latent frames hold
+            several pixel frames.
+    """
+    if dataset.actions is None:
+        raise DataError("the recipe acts, but these clips have no actions; leave acting out")
+    if len(values) != len(dataset.actions):
+        raise DataError(
+            f"{len(values)} latent frames of {len(dataset.actions)} frames with actions; the "
+            "recipe acts in every frame, so the tokenizer's temporal stride must be 1"
+        )
+    is_id = dataset.actions.dtype.kind == "i"
+    found = dataset.num_actions if is_id else dataset.actions.shape[1]
+    if is_id != (acting.codes > 0) or found > max(acting.codes, acting.numbers):
+        kind = "codes" if is_id else "numbers"
+        raise DataError(
+            f"acting.codes = {acting.codes} and acting.numbers = {acting.numbers}, but the actions "
+            f"of these clips are {found} {kind}; set acting.{kind} to {found}"
+        )
+    done = torch.from_numpy(dataset.actions).to(values)
+    done = done[:, None] if is_id else done
+    row = values.new_zeros(len(values), 1, values.shape[-1])
+    row[:, 0, : done.shape[1]] = done
+    unknown = dataset_unknown(dataset)
+    row[unknown] = float("nan") if values.is_floating_point() else NO_ACTION
+    return torch.cat((values, row), 1)
+
+
+def dataset_unknown(dataset: ClipDataset) -> Bool[Tensor, " frames"]:
+    """Tell in which frames nobody knows what is done: those marked so, and the last of clips."""
+    assert dataset.actions is not None
+    unknown = torch.zeros(len(dataset.actions), dtype=torch.bool)
+    if dataset.actions.dtype.kind == "i":
+        unknown = torch.from_numpy(dataset.actions < 0)
+    unknown[torch.from_numpy(dataset.offsets[1:]) - 1] = True
+    return unknown
 
 
 def latent_offsets(dataset: ClipDataset, tokenizer: Any) -> Int[Tensor, " ends"]:

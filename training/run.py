@@ -23,10 +23,12 @@ from ..models.generate import Request, picture_values, start
 from ..models.generator import GenerativeModel
 from ..tokenizers.build import build_tokenizer, load_tokenizer
 from ..tokenizers.video_build import build_video_tokenizer, load_video_tokenizer
+from .balance import balanced_order
 from .clip_evaluation import ClipSettings, evaluate_clips
 from .clip_run import clip_model_stage, load_clip_data, train_clip_tokenizer
 from .clip_stage import remembered
 from .data import ImageDataset, load_images
+from .distill import DistillStage
 from .loop import TrainConfig, Trainer
 from .objective import ModelStage, stage_summary
 from .pictures import evaluate_pictures, held_out_items
@@ -189,7 +191,7 @@ def _train_tokenizer(
     medium: Medium,
 ) -> dict[str, Any]:
     given = dict(recipe.tokenizer.get("train", {}))
-    more = {key: given.pop(key) for key in ("init_from", "frames") if key in given}
+    more = {key: given.pop(key) for key in ("init_from", "frames", "balance") if key in given}
     changes = given | {"progress": progress} | ({"num_steps": steps} if steps else {})
     config = train_config(recipe, steps, **changes)
     return medium.fit(tokenizer, dataset, config, out / "tokenizer", resume=resume, **more)
@@ -216,7 +218,10 @@ def _picture_stage(
 ) -> ModelStage:
     items = dataset.only("train")
     values = encoded(tokenizer, items, cache)
-    return ModelStage(model, values, model.text_encoder.tokenize(items.captions), items.captions)
+    captions, order = items.captions, balanced_order(items.captions, model.recipe.train.balance)
+    if order is not None:
+        values, captions = values[order], [captions[i] for i in order.tolist()]
+    return ModelStage(model, values, model.text_encoder.tokenize(captions), captions)
 
 
 def _train_model(
@@ -233,6 +238,8 @@ def _train_model(
     if recipe.train.init_from is not None:
         start_from(model, Path(recipe.train.init_from))
     stage = medium.stage(model, tokenizer, dataset, out / "cache")
+    if isinstance(stage, DistillStage):
+        give_teacher(stage, recipe)
     checked = mask_self_check(stage, torch.Generator().manual_seed(recipe.train.seed))
     logger.info("model stage: %s; mask self-check kept %d rows", stage_summary(stage), checked)
     config = train_config(recipe, steps, progress=progress)
@@ -250,6 +257,8 @@ def build_model(recipe: Recipe, tokenizer: Any) -> GenerativeModel:
     for machine_detail in ("path", "train"):  # how this run got its tokenizer is not the model's
         plain["tokenizer"].pop(machine_detail, None)
     plain["train"]["init_from"] = None
+    if plain["distill"] is not None:
+        plain["distill"]["teacher"] = None
     return GenerativeModel(
         recipe=plain,
         height=height,
@@ -267,8 +276,27 @@ def initial_model(recipe: Recipe, tokenizer: Any, seed: int) -> GenerativeModel:
         return build_model(recipe, tokenizer)
 
 
-def start_from(model: GenerativeModel, folder: Path) -> None:
+def give_teacher(stage: DistillStage, recipe: Recipe) -> None:
+    """Load the trained teacher that a recipe names, if it names one.
+
+    Raises:
+        UsageError: no teacher, and no step to train one in.
+        ModelError: no model in its folder, or one of another shape.
+    """
+    assert recipe.distill is not None
+    if recipe.distill.teacher is not None:
+        start_from(stage.teacher.model, Path(recipe.distill.teacher), "distill.teacher")
+    elif not recipe.distill.init_steps:
+        raise UsageError("distill.init_steps = 0 needs a trained distill.teacher; try 500")
+
+
+def start_from(model: GenerativeModel, folder: Path, setting: str = "train.init_from") -> None:
     """Copy the weights of a trained pipeline's model.
+
+    Args:
+        model: Changed in place.
+        folder: The trained pipeline.
+        setting: What names the folder, for errors.
 
     Raises:
         ModelError: no model in the folder, or one of another shape.
@@ -278,7 +306,7 @@ def start_from(model: GenerativeModel, folder: Path) -> None:
         model.load_state_dict(trained.state_dict())
     except RuntimeError as error:
         reason = str(error).splitlines()[-1].strip()
-        raise ModelError(f"train.init_from {folder.name} does not fit: {reason}") from error
+        raise ModelError(f"{setting} {folder.name} does not fit: {reason}") from error
 
 
 @torch.no_grad()
