@@ -56,6 +56,7 @@ def combination_errors(recipe: "Recipe") -> list[str]:
         errors.append(
             'distill needs layout.copies = 2 and head.objective = "velocity"; leave distill out'
         )
+    errors += _distill_errors(recipe)
     if corruption.clean and layout.copies == 2:
         errors.append(
             f"corruption.clean = {corruption.clean:g} needs layout.copies = 1; "
@@ -81,6 +82,83 @@ def combination_errors(recipe: "Recipe") -> list[str]:
     errors += _video_errors(recipe) + _flight_errors(recipe)
     if (layout.kind == "stream") != (layout.text_tokens > 0):
         errors.append("layout.text_tokens must be > 0 exactly when layout.kind is stream; try 32")
+    return errors
+
+
+def _context_errors(recipe: "Recipe") -> list[str]:
+    """What context that is kept with noise needs."""
+    cache, errors = recipe.cache, []
+    latents = recipe.head.kind != "categorical" and recipe.corruption.kind != "ddpm"
+    keeps = cache.write in ("separate", "block", "fused")
+    if cache.context_noise and not (latents and keeps):
+        errors.append(
+            f"cache.context_noise = {cache.context_noise:g} needs latents on straight paths and "
+            'cache.write = "separate", "block" or "fused"; set cache.context_noise to 0'
+        )
+    told = recipe.layout.copies == 1 and recipe.backbone.level != "none"
+    if cache.context_level and not (keeps and told):
+        errors.append(
+            f"cache.context_level = {cache.context_level:g} needs layout.copies = 1, "
+            'backbone.level and cache.write = "block" or "fused"; set cache.context_level to 0'
+        )
+    return errors
+
+
+def _acting_errors(recipe: "Recipe") -> list[str]:
+    """What actions among the tokens need."""
+    acting, layout, errors = recipe.acting, recipe.layout, []
+    if acting is None:
+        return []
+    if layout.kind != "frames" or layout.block != "frame" or layout.groups != ("site",):
+        errors.append(
+            f'acting needs layout.kind = "frames", block = "frame" and group = "site"; got '
+            f"{layout.kind!r}, {layout.block!r} and {layout.group!r}"
+        )
+    if recipe.condition.actions:
+        errors.append(
+            f"condition.actions = {recipe.condition.actions} tells what acting predicts; set 0"
+        )
+    if (acting.codes > 0) == (acting.numbers > 0):
+        errors.append(
+            f"acting.codes = {acting.codes} and acting.numbers = {acting.numbers}; exactly one is "
+            "above 0; try codes = 7"
+        )
+    for name, head in (("head", recipe.head), ("acting.head", acting.head)):
+        if head.kind == "patch":
+            errors.append(f'{name}.kind = "patch" with acting; set "diffusion" or "categorical"')
+    if (acting.head.kind == "categorical") != (acting.codes > 0):
+        wanted = "categorical" if acting.codes else "diffusion"
+        errors.append(
+            f'acting.head.kind = "{acting.head.kind}" with acting.codes = {acting.codes}; '
+            f'set "{wanted}"'
+        )
+    if acting.numbers and recipe.head.kind == "categorical":
+        errors.append(
+            f"acting.numbers = {acting.numbers} beside frames that are codes; set acting.codes, or "
+            'head.kind to "diffusion"'
+        )
+    if not acting.weight and not acting.frame_weight:
+        errors.append("acting.weight = 0 and acting.frame_weight = 0 learn nothing; set one to 1")
+    return errors
+
+
+def _distill_errors(recipe: "Recipe") -> list[str]:
+    """What the student's own videos need."""
+    spec, errors = recipe.distill, []
+    if spec is None:
+        return []
+    frames, per_block = recipe.layout.frames, frames_per_block(recipe.layout.block) or 1
+    if spec.given and (spec.given >= frames or spec.given % per_block):
+        near = max(frames - per_block, 0) // per_block * per_block
+        errors.append(
+            f"distill.given = {spec.given} must be whole blocks and fewer than layout.frames = "
+            f"{frames}; try {min(near, max(spec.given // per_block, 1) * per_block)}"
+        )
+    if spec.horizon and (not spec.given or spec.history == "data"):
+        errors.append(
+            f'distill.horizon = {spec.horizon} needs distill.given and distill.history = "own"; '
+            "set distill.horizon to 0"
+        )
     return errors
 
 

@@ -34,6 +34,7 @@ from ..core.schedulers.early_exit import EarlyExit
 from ..models.generator import GenerativeModel, ModelDecoder
 from .history import history_generators
 from .objective import Batch, ModelStage
+from .streams import Streams
 
 TEACHER = [
     "layout.copies=1", "layout.block=all", "mask=bidirectional", "cache.write=none",
@@ -48,9 +49,11 @@ TEACHER = [
 class Drawn:
     """What a student drew: frames, and what the last row it ran was given.
 
-    `clean` and `noisy` are [batch, slots, channels]; `level` is that of the last row.
+    `clean` and `noisy` are [batch, slots, channels]; `level` is that of the last row. `items` are
+    the windows of the data whose prompts and actions were told.
     """
 
+    items: Tensor
     clean: Tensor
     noisy: Tensor
     level: float
@@ -87,10 +90,20 @@ class DistillStage(ModelStage):
         self._all = nn.ModuleDict(
             {"student": model, "teacher": teacher, "critic": self.critic.model}
         )
+        cells = self.values.shape[1] // self.recipe.layout.frames
+        self.given_slots = cells * self.spec.given
+        if self.spec.horizon:
+            batch = self.recipe.train.batch_size
+            self._all["streams"] = Streams(self.values, batch, self.spec.given, self.spec.horizon)
 
     def modules(self) -> nn.Module:
         """Student, teacher and critic; which of them move depends on the step."""
         return self._all
+
+    @property
+    def streams(self) -> Streams | None:
+        """The student's own videos, where they go on from step to step."""
+        return self._all["streams"] if "streams" in self._all else None
 
     def loss(
         self, indices: Tensor, generator: torch.Generator, step: int
@@ -111,8 +124,12 @@ class DistillStage(ModelStage):
         turn = (step - self.spec.init_steps) % (self.spec.critic_steps + 1)
         drawn = self._drawn(indices, generator)
         if turn < self.spec.critic_steps:
-            return self._critic_loss(indices, drawn.clean, generator)
-        return self._student_loss(indices, drawn, generator)
+            return self._critic_loss(drawn, generator)
+        loss, metrics = self._student_loss(drawn, generator)
+        if self.spec.data_weight:
+            data, more = super().loss(indices, generator, step)
+            loss, metrics = loss + self.spec.data_weight * data, metrics | more
+        return loss, metrics
 
     # -- what the student draws ---------------------------------------------------------------
 
@@ -123,17 +140,22 @@ class DistillStage(ModelStage):
     def _drawn(self, indices: Tensor, generator: torch.Generator) -> Drawn:
         """Draw clips with the student, up to a random row of its schedule."""
         plan, _, _ = self.plan(generator)
-        values = self.values[indices]
+        if self.streams is None:
+            values = self.values[indices]
+        else:
+            indices, values = self.streams.next(indices)
         rows = self.scheduler.rows()
         exit_row = int(torch.randint(len(rows), (), generator=generator))
         generators = history_generators(len(indices), generator)
         if self.spec.history == "data":
             noise = per_item_randn(values.shape[1:], generators, values.device, values.dtype)
             level = rows[exit_row].level
-            return Drawn(values, self.scheduler.add_noise(values, noise, level), level)
+            noisy = self.scheduler.add_noise(values, noise, level)
+            return Drawn(indices, values, noisy, level)
         prompt = self._prompt(indices, self._never(indices))
         decoder = ModelDecoder(self.model, prompt, actions=self._actions(indices))
         known = torch.zeros(values.shape[:2], dtype=torch.bool, device=values.device)
+        known[:, : self.given_slots] = True
         rollout = Rollout(
             plan, decoder, EarlyExit(self.scheduler, exit_row), values=values, is_known=known,
             generators=generators,
@@ -142,9 +164,11 @@ class DistillStage(ModelStage):
         for event in rollout.events():
             if event.kind == "row" and event.data["row"] == exit_row:
                 noisy[:, event.data["sources"]] = event.data["received"].to(noisy)
-        return Drawn(rollout.values, noisy, rows[exit_row].level)
+        if self.streams is not None:
+            self.streams.keep(rollout.values)
+        return Drawn(indices, rollout.values, noisy, rows[exit_row].level)
 
-    def _redrawn(self, indices: Tensor, drawn: Drawn, generator: torch.Generator) -> Tensor:
+    def _redrawn(self, drawn: Drawn, generator: torch.Generator) -> Tensor:
         """Compute the last row of the student's frames once more, in one forward with gradients."""
         _, layout, lowered = self.plan(generator)
         noisy = self._noisy(layout)
@@ -154,7 +178,7 @@ class DistillStage(ModelStage):
         level = torch.zeros(rows.shape[:2], device=rows.device, dtype=rows.dtype)
         level[:, noisy] = drawn.level
         batch = self._forward_only(rows, level, noisy, drawn.noisy[:, source])
-        velocity = self._velocity(self, indices, batch, layout, lowered)
+        velocity = self._velocity(self, drawn.items, batch, layout, lowered)
         return clean_from_velocity(drawn.noisy[:, source], velocity, drawn.level)
 
     def _forward_only(self, rows: Tensor, level: Tensor, at: Tensor, target: Tensor) -> Batch:
@@ -171,39 +195,43 @@ class DistillStage(ModelStage):
     # -- losses -------------------------------------------------------------------------------
 
     def _critic_loss(
-        self, indices: Tensor, clean: Tensor, generator: torch.Generator
+        self, drawn: Drawn, generator: torch.Generator
     ) -> tuple[Tensor, dict[str, float]]:
         """Flow matching on what the student drew."""
         plan, layout, lowered = self.critic.plan(generator)
-        batch = self.critic.corrupt(clean, plan, layout, generator)
-        hidden = self.critic.hidden_states(indices, self._never(indices), batch, layout, lowered)
+        batch = self.critic.corrupt(drawn.clean, plan, layout, generator)
+        never = self._never(drawn.items)
+        hidden = self.critic.hidden_states(drawn.items, never, batch, layout, lowered)
         loss = self.critic.token_loss(hidden, batch, generator).mean()
         return loss, {"critic_loss": float(loss.detach())}
 
     def _student_loss(
-        self, indices: Tensor, drawn: Drawn, generator: torch.Generator
+        self, drawn: Drawn, generator: torch.Generator
     ) -> tuple[Tensor, dict[str, float]]:
         """Move the student's frames along the difference of the two scores.
 
-        g = (x0_critic - x0_teacher) / mean|x - x0_teacher|, loss = mean((x - sg(x - g))^2) / 2.
+        g = (x0_critic - x0_teacher) / mean|x - x0_teacher|, loss = mean((x - sg(x - g))^2) / 2,
+        over the frames it drew; given ones are seen by teacher and critic but stay.
         """
-        frames = self._redrawn(indices, drawn, generator)
+        frames = self._redrawn(drawn, generator)
+        whole = torch.cat((drawn.clean[:, : self.given_slots], frames[:, self.given_slots :]), 1)
         with torch.no_grad():
             plan, layout, lowered = self.teacher.plan(generator)
-            noisy, level = self._noised(frames.detach(), plan, generator)
+            noisy, level = self._noised(whole.detach(), plan, generator)
             at = torch.arange(noisy.shape[1], device=noisy.device)
             told = level.expand(noisy.shape[:2])
             batch = self._forward_only(noisy, told, at, noisy)
             real, fake = (
                 clean_from_velocity(
-                    noisy, self._velocity(s, indices, batch, layout, lowered), level[..., None]
-                )
+                    noisy, self._velocity(s, drawn.items, batch, layout, lowered), level[..., None]
+                )[:, self.given_slots :]
                 for s in (self.teacher, self.critic)
             )
-            gap = (frames.detach() - real).abs().mean((1, 2), keepdim=True).clamp_min(1e-6)
+            own = whole[:, self.given_slots :].detach()
+            gap = (own - real).abs().mean((1, 2), keepdim=True).clamp_min(1e-6)
             direction = ((fake - real) / gap).nan_to_num(0.0)
-            goal = frames.detach() - direction
-        loss = 0.5 * (frames - goal).square().mean()
+            goal = own - direction
+        loss = 0.5 * (whole[:, self.given_slots :] - goal).square().mean()
         return loss, {"student_step": float(direction.abs().mean())}
 
     def _noised(

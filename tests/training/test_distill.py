@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from blockloom.core.errors import ModelError, UsageError
 from blockloom.core.recipe import load_recipe
 from blockloom.core.rollout import Rollout, run
 from blockloom.core.schedulers.flow import FlowEuler
@@ -13,7 +14,7 @@ from blockloom.training.clip_stage import encode_clips
 from blockloom.training.distill import DistillStage, bidirectional
 from blockloom.training.history import history_generators, history_level, resampled
 from blockloom.training.physics import physics_clips
-from blockloom.training.run import initial_model
+from blockloom.training.run import give_teacher, initial_model
 
 TINY = ["backbone.dim=32", "backbone.layers=1", "backbone.heads=2", "text.dim=16",
         "text.buckets=32", "text.words=3", "schedule.update=renoise"]  # fmt: skip
@@ -99,7 +100,7 @@ def test_frames_with_gradients_are_the_frames_of_the_cached_rollout(tmp_path):
     indices = torch.arange(2)
     for seed in range(4):  # both exits of the two rows occur
         drawn = stage._drawn(indices, seeded(seed))
-        again = stage._redrawn(indices, drawn, seeded(seed))
+        again = stage._redrawn(drawn, seeded(seed))
         assert again.requires_grad and torch.allclose(again, drawn.clean, atol=2e-5)
     levels = {stage._drawn(indices, seeded(seed)).level for seed in range(8)}
     assert levels == {row.level for row in stage.scheduler.rows()}
@@ -145,3 +146,95 @@ def test_the_teacher_sees_everything_at_one_level():
     twin = bidirectional(recipe)
     assert (twin.layout.copies, twin.layout.block, twin.mask) == (1, "all", "bidirectional")
     assert twin.corruption.per == "sample" and twin.distill is None and twin.cache.window is None
+
+
+STREAMS = [*DISTILL, "distill.given=3", "distill.horizon=6", "train.batch_size=2"]
+
+
+def test_videos_go_on_from_step_to_step_and_start_anew_at_their_horizon(tmp_path):
+    stage = stage_of(tmp_path, *STREAMS)
+    stage.modules().eval()
+    windows, streams = stage.values.windows, stage.streams
+    assert (streams.advance, streams.given_slots) == (2, 3 * stage.values.shape[1] // 5)
+    first = torch.tensor([0, len(windows) - 1])  # the second clip is over after this window
+    one = stage._drawn(first, seeded(1))
+    assert torch.equal(one.items, first)
+    truth = stage.values[first]
+    assert torch.equal(one.clean[:, : streams.given_slots], truth[:, : streams.given_slots])
+    assert not torch.equal(one.clean[:, streams.given_slots :], truth[:, streams.given_slots :])
+    fresh = torch.tensor([1, 1])
+    two = stage._drawn(fresh, seeded(2))
+    assert two.items.tolist() == [2, 1] and streams.ages.tolist() == [4, 2]
+    own = one.clean[0, -streams.given_slots :]
+    assert torch.equal(two.clean[0, : streams.given_slots], own)
+    assert not torch.equal(own, truth[0, -len(own) :])
+    assert stage.values[fresh][1, : streams.given_slots].equal(two.clean[1, : streams.given_slots])
+    stage._drawn(fresh, seeded(3))
+    stage._drawn(fresh, seeded(4))
+    # 8 frames a clip: windows 0 and 2 fit, so neither video ever got as old as its horizon.
+    assert int(streams.ages.max()) <= 6
+    with pytest.raises(ValueError, match=r"train\.batch_size"):
+        stage._drawn(torch.arange(3), seeded(5))
+
+
+def test_a_horizon_ends_videos_that_the_clip_would_let_go_on(tmp_path):
+    stage = stage_of(tmp_path, *STREAMS, "distill.horizon=2")
+    for seed in range(3):
+        drawn = stage._drawn(torch.tensor([0, 1]), seeded(seed))
+        assert drawn.items.tolist() == [0, 1]
+
+
+def test_given_frames_carry_no_gradient_and_drawn_ones_are_the_rollouts(tmp_path):
+    stage = stage_of(tmp_path, *STREAMS)
+    stage.modules().eval()
+    given = stage.given_slots
+    for seed in range(4):
+        drawn = stage._drawn(torch.tensor([0, 1]), seeded(seed))
+        again = stage._redrawn(drawn, seeded(seed))
+        assert torch.allclose(again[:, given:], drawn.clean[:, given:], atol=2e-5)
+    stage.critic.model.load_state_dict(stage.teacher.model.state_dict())
+    _, metrics = stage._student_loss(drawn, seeded(9))
+    assert metrics["student_step"] == 0.0
+
+
+def test_a_resumed_stage_goes_on_from_the_same_frames(tmp_path):
+    stage, twin = stage_of(tmp_path, *STREAMS), stage_of(tmp_path, *STREAMS)
+    stage.modules().eval()
+    twin.modules().eval()
+    stage._drawn(torch.tensor([0, 1]), seeded(1))
+    twin.modules().load_state_dict(stage.modules().state_dict())
+    ours, its = (s._drawn(torch.tensor([3, 3]), seeded(2)) for s in (stage, twin))
+    assert torch.equal(ours.items, its.items) and torch.equal(ours.clean, its.clean)
+
+
+def test_the_datas_loss_is_added_to_the_students(tmp_path):
+    plain = stage_of(tmp_path, *DISTILL)
+    more = stage_of(tmp_path, *DISTILL, "distill.data_weight=2.0")
+    for stage in (plain, more):
+        stage.loss(torch.arange(2), seeded(0), 3)  # the critic starts as the teacher's copy
+    indices = torch.arange(2)
+    alone, _ = plain.loss(indices, seeded(4), 5)
+    both, metrics = more.loss(indices, seeded(4), 5)
+    assert float((both - alone).detach()) == pytest.approx(2 * metrics["token_loss"], rel=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        (["distill.given=9"], r"distill\.given = 9 must be .* try 4"),
+        (["distill.horizon=8"], r"distill\.horizon = 8 needs distill\.given"),
+        (
+            ["distill.given=2", "distill.horizon=8", "distill.history=data"],
+            r"needs distill\.given and distill\.history",
+        ),
+    ],
+)
+def test_settings_of_own_videos_that_do_not_fit_are_refused(settings, message):
+    with pytest.raises(ModelError, match=message):
+        load_recipe("video/teacher_forcing", [*TINY, *DISTILL, *settings])
+
+
+def test_no_teacher_and_no_step_to_train_one_is_refused(tmp_path):
+    stage = stage_of(tmp_path, "distill.init_steps=0")
+    with pytest.raises(UsageError, match=r"distill\.teacher"):
+        give_teacher(stage, stage.recipe)
