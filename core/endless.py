@@ -41,6 +41,7 @@ class EndlessPlan(DecodePlan):
             table=plan.table, content=plan.content, prompt=plan.prompt, height=plan.height,
             width=plan.width, copies=plan.copies, shift=plan.shift, write=plan.write,
             window=plan.window, sink=plan.sink, groups=plan.groups, matrix=plan.matrix,
+            context_noise=plan.context_noise, context_level=plan.context_level,
         )  # fmt: skip
         if self.matrix != "autoregressive":
             raise UsageError(

@@ -51,13 +51,16 @@ def require_exact(recipe: Recipe) -> None:
 
 
 def context_is_trained(recipe: Recipe) -> bool:
-    """Whether training shows finished blocks as decoding keeps them: whole and without noise.
+    """Whether training shows finished blocks as decoding keeps them: whole, and as noisy as that.
 
     An exact cache computes what the masked forward computes; that the model ever met such inputs is
-    another matter. One copy meets them only where blocks stay clean now and then.
+    another matter. One copy meets them only where blocks stay clean now and then, or where context
+    is kept at a level, and told it, that training draws for any block.
     """
-    layout = recipe.layout
-    return layout.copies == 2 or layout.shift == 1 or recipe.corruption.clean > 0
+    layout, corruption, cache = recipe.layout, recipe.corruption, recipe.cache
+    drawn = corruption.kind == "flow" and corruption.per == "block"
+    drawn &= cache.context_noise > 0 and cache.context_noise == cache.context_level
+    return layout.copies == 2 or layout.shift == 1 or corruption.clean > 0 or drawn
 
 
 def keeps_blocks(recipe: Recipe) -> bool:

@@ -79,7 +79,7 @@ def combination_errors(recipe: "Recipe") -> list[str]:
         )
     if cache.sink and cache.window is None:
         errors.append(f"cache.sink = {cache.sink} needs cache.window; set cache.sink to 0")
-    errors += _video_errors(recipe) + _flight_errors(recipe)
+    errors += _video_errors(recipe) + _flight_errors(recipe) + _context_errors(recipe)
     if (layout.kind == "stream") != (layout.text_tokens > 0):
         errors.append("layout.text_tokens must be > 0 exactly when layout.kind is stream; try 32")
     return errors

@@ -36,7 +36,8 @@ class DecodePlan:
     single-copy bidirectional recipes; `write` is the recipe's commit policy. `groups` are the
     groupings that layers take in turn. `matrix` and `delay` say which blocks are in flight
     together, at most `flight` of them; `offset` is where the first full set of them starts in
-    training (recipes whose blocks in flight see each other).
+    training (recipes whose blocks in flight see each other). Finished blocks are kept noised to
+    `context_noise` and told `context_level`.
     """
 
     table: MaskTable
@@ -54,6 +55,8 @@ class DecodePlan:
     delay: int = 1
     flight: int = 1
     offset: int = 0
+    context_noise: float = 0.0
+    context_level: float = 0.0
     rows_of_block: list[Tensor] = field(init=False)
     _memo: dict = field(init=False, default_factory=dict)
 
@@ -88,7 +91,7 @@ class DecodePlan:
 
     @property
     def keeps_only_copy(self) -> bool:
-        """True when there is one copy and its finished rows, run again at level 0, are kept."""
+        """True when there is one copy and its finished rows, run again as context, are kept."""
         return self.copies == 1 and self.write in ("block", "fused")
 
     @property
@@ -97,9 +100,9 @@ class DecodePlan:
         return self.copies == 2 or bool(self.shift) or self.keeps_only_copy
 
     def clean_rows(self, block: int) -> Layout:
-        """Rows that make a finished block permanent: the clean copy, or the only one at level 0."""
+        """Rows that make a finished block permanent: the clean copy, or the only one as context."""
         copy = Copy.NOISY if self.keeps_only_copy else Copy.CLEAN
-        return self._remember(("clean", block), copy, 0.0)
+        return self._remember(("clean", block), copy, self.context_level)
 
     def noisy_rows(self, block: int) -> Layout:
         """Rows that predict a block."""
@@ -293,6 +296,8 @@ def build_plan(
         delay=schedule.delay,
         flight=flight,
         offset=offset,
+        context_noise=recipe.cache.context_noise,
+        context_level=recipe.cache.context_level,
     )
 
 

@@ -5,7 +5,7 @@ contents: one masked forward over the training layout against the passes of a te
 It knows no models: a `Decoder` runs both sides.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -36,13 +36,15 @@ class Contents:
 
     `values` [batch, slots, ...] are the clean tokens; `is_masked` the slots hidden in noisy rows;
     `noisy` the noisy latents of recipes that denoise (None otherwise) and `level` their level, one
-    number or one per slot.
+    number or one per slot. `kept` is what finished blocks look like to later ones, where that is
+    not `values`.
     """
 
     values: Tensor
     is_masked: Bool[Tensor, "batch slots"]
     noisy: Tensor | None = None
     level: float | Float[Tensor, " slots"] = 0.5
+    kept: Tensor | None = None
 
     def levels(self, source: Int[Tensor, " rows"]) -> Float[Tensor, " rows"]:
         """Levels of the noisy rows of some slots."""
@@ -57,7 +59,7 @@ def training_forward(
     """Run the masked forward over the training layout; returns its rows and hidden states.
 
     With one copy whose finished rows are kept the levels say what is known: `block` and later
-    blocks are noisy, earlier ones at level 0; None = all at level 0. Where blocks fly together,
+    blocks are noisy, earlier ones are context; None = all are. Where blocks fly together,
     `block` is the first of a full flight.
     """
     flies = plan.matrix == "rolling" and block is not None
@@ -67,11 +69,14 @@ def training_forward(
     if plan.keeps_only_copy:
         is_noisy &= layout.block >= (plan.num_blocks if block is None else block)
     values, is_masked = contents.values[:, source], contents.is_masked[:, source] & is_noisy
+    if contents.kept is not None:
+        values = torch.where(is_noisy[:, None], values, contents.kept[:, source])
     level = is_masked.float()
     if contents.noisy is not None:
         values = torch.where(is_noisy[:, None], contents.noisy[:, source], values)
         is_masked = torch.zeros_like(is_masked)
-        level = torch.where(is_noisy, contents.levels(source), 0.0).expand(is_masked.shape).float()
+        level = contents.levels(source).expand(is_masked.shape).float()
+    level = torch.where(is_noisy, level, plan.context_level)
     lowered = plan.lower(layout, layout, "dense")
     return layout, decoder.forward(values, is_masked, layout, level, lowered, None)
 
@@ -80,6 +85,13 @@ def decode_forward(
     plan: DecodePlan, decoder: Decoder, contents: Contents, *, use_cache: bool = True
 ) -> list[tuple[Layout, Tensor]]:
     """Run the passes of a decode over the same contents; returns the rows and states of each."""
+    return _decoded(plan, decoder, contents, use_cache)[0]
+
+
+def _decoded(
+    plan: DecodePlan, decoder: Decoder, contents: Contents, use_cache: bool = True
+) -> tuple[list[tuple[Layout, Tensor]], Tensor | None]:
+    """Run the passes of a decode, and return what its finished blocks were kept as."""
     passes: list[tuple[Layout, Tensor]] = []
     batch = len(contents.values)
     rollout = Rollout(
@@ -95,7 +107,7 @@ def decode_forward(
         rollout.is_known[:, plan.sources(block)] = True
         for _ in rollout.finish(block):
             pass
-    return passes
+    return passes, rollout.kept
 
 
 def _fly(rollout: Rollout, contents: Contents, noisy: Tensor, block: int) -> None:
@@ -113,12 +125,14 @@ def compare(plan: DecodePlan, decoder: Decoder, contents: Contents) -> Parity:
     Rows are matched by (copy, rank in compute order); a shifted recipe's last token, which training
     leaves out, is not compared.
     """
+    passes, kept = _decoded(plan, decoder, contents)
+    contents = replace(contents, kept=kept)
     layout, trained = training_forward(plan, decoder, contents)
     place = {key: row for row, key in enumerate(_keys(layout))}
     worst, count = 0.0, 0
-    for rows, hidden in decode_forward(plan, decoder, contents):
+    for rows, hidden in passes:
         if plan.keeps_only_copy or plan.matrix == "rolling":
-            noisy = rows.block[rows.level > 0]
+            noisy = rows.block[rows.level >= 1]
             block = int(noisy[0]) if len(noisy) else None
             trained = training_forward(plan, decoder, contents, block)[1]
         for at, key in enumerate(_keys(rows)):

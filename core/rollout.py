@@ -9,8 +9,9 @@ It knows neither models nor pictures: a `Decoder` runs forwards and draws values
 a block of one token and one row; MaskGIT one block and many rows; block diffusion many and many.
 
 Invariants: an item's values depend on its own generator only, of which every block takes one
-number, however many rows it needed; `use_cache=False` recomputes the whole past in every pass and
-gives the same values (the slow twin the fast path is tested against).
+number, however many rows it needed, and one more where context is kept with noise;
+`use_cache=False` recomputes the whole past in every pass and gives the same values (the slow twin
+the fast path is tested against).
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -29,7 +30,7 @@ from .grouping import PerLayer
 from .layout import Layout
 from .plan import DecodePlan
 from .sampling import TokenStats, per_item_randn
-from .schedulers.base import Row
+from .schedulers.base import Row, flow_noise
 
 
 class Draw(NamedTuple):
@@ -134,6 +135,7 @@ class Rollout:
         self.generators, self.num_steps = list(generators), num_steps
         check_range("start_level", start_level, 0.0, 1.0, open_low=True)
         self.start_level = start_level
+        self.kept = values.clone() if plan.context_noise and plan.keeps_blocks else None
         self.should_stop, self.record = should_stop, record
         caches = plan.write != "none"
         self.cache = decoder.new_cache(plan, batch) if use_cache and caches else None
@@ -150,13 +152,16 @@ class Rollout:
         """Values, masked flags and levels of some rows; `block_values` overrides noisy rows."""
         source = layout.source.clamp_min(0)
         values = self.values[:, source]
-        noisy = layout.level > 0
+        noisy = layout.level >= 1  # finished rows stand at the level context is kept at
+        if self.kept is not None:
+            values = torch.where(noisy[:, None], values, self.kept[:, source])
         is_masked = noisy & ~self.is_known[:, source]
         if block_values is not None:
             count = block_values.shape[1]
             values = torch.cat((values[:, : values.shape[1] - count], block_values), 1)
             is_masked = torch.zeros_like(is_masked)
-        return values, is_masked, is_masked.to(values.dtype if values.is_floating_point() else None)
+        level = is_masked.to(values.dtype if values.is_floating_point() else torch.float32)
+        return values, is_masked, torch.where(noisy, level, layout.level.to(level))
 
     def _pass(
         self, active: list[Layout], keep: int, *, block_values: Tensor | None = None,
@@ -175,10 +180,11 @@ class Rollout:
         skip = layout.num_tokens - sum(part.num_tokens for part in active)
         values, is_masked, rows_level = self._content(layout, block_values)
         if isinstance(level, Tensor):
-            rows_level = torch.zeros(values.shape[:2], device=values.device)
+            rows_level = layout.level.expand(values.shape[:2]).clone()
             rows_level[:, -len(level) :] = level.to(values.device)
         elif level is not None:
-            rows_level = torch.where(layout.level > 0, level, 0.0).expand(values.shape[:2])
+            rows_level = torch.where(layout.level >= 1, level, layout.level)
+            rows_level = rows_level.expand(values.shape[:2])
         view = None
         if self.cache is not None:
             kept = torch.arange(keep) if keep else None
@@ -189,7 +195,7 @@ class Rollout:
         self.num_forwarded += layout.num_tokens
         if self.cache is not None and view is not None and keep:
             self.cache.write(view)
-            self.cache.commit()
+            self.cache.commit(context_level=plan.context_level or None)
         hidden = hidden[:, skip:]
         if self.record is not None:
             self.record(plan.joined(active), hidden)
@@ -255,6 +261,8 @@ class Rollout:
         """Queue the clean rows of a finished block and drop what no later row can see."""
         plan = self.plan
         last = block == plan.num_blocks - 1
+        if self.kept is not None and not last:
+            self._keep(block, self.kept)
         if self.pending and plan.window is not None and not plan.commits_alone:
             # Given blocks run no pass of their own; a windowed cache cannot hold them all at once.
             self._flush()
@@ -265,6 +273,13 @@ class Rollout:
             self._flush()
             self._evict(block + 1)
         yield self._event("commit", f"block_{block}", block)
+
+    def _keep(self, block: int, kept: Tensor) -> None:
+        """Noise a finished block to the level at which later blocks look back on it."""
+        source = self.plan.sources(block)
+        clean = self.values[:, source]
+        noise = per_item_randn(clean.shape[1:], self._streams(), clean.device).to(clean.dtype)
+        kept[:, source] = flow_noise(clean, noise, self.plan.context_noise)
 
     def _evict(self, next_block: int) -> None:
         """Drop what no row of `next_block` or later can see."""

@@ -163,6 +163,8 @@ class LiveRollout:
         state |= {f"generator.{i}": g.get_state() for i, g in enumerate(rollout.generators)}
         if rollout.cache is not None:
             state |= {f"cache.{name}": part for name, part in rollout.cache.snapshot().items()}
+        if rollout.kept is not None:
+            state["kept"] = rollout.kept.clone()
         if self.decoder.actions is not None:
             state["actions"] = self.decoder.actions.clone()
         return state
@@ -188,6 +190,8 @@ class LiveRollout:
             prefix = "cache."
             inner = {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}
             rollout.cache.restore(inner)
+        if rollout.kept is not None:
+            rollout.kept.copy_(state["kept"])
         if self.decoder.actions is not None:
             self.decoder.actions.copy_(state["actions"])
         rollout.is_known[:] = True

@@ -262,6 +262,9 @@ CACHED_VIDEOS = [
     ("video/causal_lm", ("cache.window=18", "cache.sink=4", "cache.keys=unrotated")),
     ("video/teacher_forcing", ("cache.window=2", "cache.sink=1", "backbone.decay=8")),
     ("video/masked", ("backbone.decay=8", "cache.write=fused")),
+    # Context kept with noise, told of it or not.
+    ("video/diffusion_forcing", ("cache.context_noise=0.2", "cache.context_level=0.3")),
+    ("video/teacher_forcing", ("cache.context_noise=0.2", "cache.write=fused")),
 ]
 
 

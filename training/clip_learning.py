@@ -24,6 +24,7 @@ from ..core.plan import DecodePlan
 from ..core.recipe import LearnsSpec, Recipe, frames_per_block
 from ..core.rollout import run
 from ..core.sampling import item_generator
+from ..core.schedulers.base import flow_noise
 from ..models.generate import Request, empty_values, start
 from ..models.generator import GenerativeModel
 from ..models.heads import CategoricalHead, DiffusionHead, PatchHead
@@ -182,7 +183,7 @@ def held_out_losses(
     """Score the model and its baseline on the same rows, with the weights of the objective.
 
     Rows whose token the model can see are left out, and prompts are never dropped. Recipes with one
-    copy that keep finished blocks are scored as they decode: everything before a block is clean.
+    copy that keep finished blocks are scored as they decode: all before a block is context.
 
     Args:
         train: What the baseline is fitted on.
@@ -202,7 +203,7 @@ def held_out_losses(
         batch = held_out.corrupt(values, plan, layout, generator)
         never = torch.zeros(len(indices), dtype=torch.bool)
         slots = plan.content.source if plan.shift else layout.source[batch.loss_rows]
-        for part in _as_decoded(batch, values, plan, layout):
+        for part in _as_decoded(batch, values, plan, layout, generator):
             hidden = held_out.hidden_states(indices, never, part, layout, lowered)
             weight = part.weight
             if held_out.recipe.corruption.kind == "mask":
@@ -213,12 +214,17 @@ def held_out_losses(
     return float(sums[0] / sums[2]), float(sums[1] / sums[2])
 
 
-def _as_decoded(batch: Batch, values: Tensor, plan: DecodePlan, layout: Layout) -> Iterator[Batch]:
-    """Split a batch of a recipe with one kept copy into one per block, with its past clean."""
+def _as_decoded(
+    batch: Batch, values: Tensor, plan: DecodePlan, layout: Layout, generator: torch.Generator
+) -> Iterator[Batch]:
+    """Split a batch of a recipe with one kept copy into one per block, its past kept as context."""
     if not plan.keeps_only_copy:
         yield batch
         return
     clean = values[:, layout.source.clamp_min(0)]
+    if plan.context_noise:
+        noise = torch.randn(clean.shape, generator=generator).to(clean)
+        clean = flow_noise(clean, noise, plan.context_noise)
     for block in range(plan.num_blocks):
         past = layout.block < block
         scored = layout.block[batch.loss_rows] == block
@@ -226,7 +232,7 @@ def _as_decoded(batch: Batch, values: Tensor, plan: DecodePlan, layout: Layout) 
             batch,
             values=torch.where(past[:, None], clean, batch.values),
             is_masked=batch.is_masked & ~past,
-            level=batch.level.masked_fill(past, 0.0),
+            level=batch.level.masked_fill(past, plan.context_level),
             weight=batch.weight * scored,
         )
 

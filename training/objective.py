@@ -299,7 +299,8 @@ class ModelStage:
             levels = noise_levels(kind, (batch, columns), generator, shift=shift).to(clean)
             per_row = levels[:, block.clamp_max(columns - 1)]
         kept = self._kept_clean((batch, plan.num_blocks), generator).to(clean.device)[:, block]
-        per_row = torch.where(kept, 0.0, per_row)
+        told = torch.where(kept, plan.context_level, per_row)
+        per_row = torch.where(kept, plan.context_noise, per_row)
         target = values[:, layout.source[noisy]]
         noise = torch.randn(target.shape, generator=generator).to(clean)
         mixed = self.scheduler.add_noise(target, noise, per_row[..., None])
@@ -309,7 +310,7 @@ class ModelStage:
             is_context = layout.copy == Copy.CLEAN
             rows[:, is_context] = self._damaged(clean[:, is_context], spec.context, generator)
         level = torch.zeros(clean.shape[:2], device=clean.device, dtype=clean.dtype)
-        level[:, noisy] = per_row
+        level[:, noisy] = told
         weight = (~kept).to(clean)
         if spec.weight == "segment":
             # CausalFusion: 2 - start / n, the later segments count less.

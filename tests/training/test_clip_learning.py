@@ -108,7 +108,7 @@ def test_a_kept_single_copy_is_scored_with_a_clean_past(tiny):
     rng = torch.Generator().manual_seed(1)
     plan, layout, _ = stage.plan(rng)
     whole = stage.corrupt(values, plan, layout, rng)
-    parts = list(_as_decoded(whole, values, plan, layout))
+    parts = list(_as_decoded(whole, values, plan, layout, rng))
     assert len(parts) == 5
     assert torch.equal(sum(part.weight for part in parts), whole.weight)
     for block, part in enumerate(parts):
@@ -121,7 +121,7 @@ def test_a_kept_single_copy_is_scored_with_a_clean_past(tiny):
     stage = ModelStage(two, values, two.text_encoder.tokenize(["sun"] * 3), ["sun"] * 3)
     plan, layout, _ = stage.plan(rng)
     batch = stage.corrupt(values, plan, layout, rng)
-    assert list(_as_decoded(batch, values, plan, layout)) == [batch]
+    assert list(_as_decoded(batch, values, plan, layout, rng)) == [batch]
 
 
 @pytest.mark.parametrize("name", ["image/acdit", "image/block_masked"])
