@@ -52,10 +52,6 @@ def combination_errors(recipe: "Recipe") -> list[str]:
             f"corruption.resample = {corruption.resample:g} needs layout.copies = 2 and "
             'head.kind = "patch"; set corruption.resample to 0'
         )
-    if recipe.distill is not None and (layout.copies == 1 or head.objective != "velocity"):
-        errors.append(
-            'distill needs layout.copies = 2 and head.objective = "velocity"; leave distill out'
-        )
     errors += _distill_errors(recipe)
     if corruption.clean and layout.copies == 2:
         errors.append(
@@ -143,10 +139,28 @@ def _acting_errors(recipe: "Recipe") -> list[str]:
 
 
 def _distill_errors(recipe: "Recipe") -> list[str]:
-    """What the student's own videos need."""
+    """What teachers, and the student's own videos, need."""
     spec, errors = recipe.distill, []
     if spec is None:
         return []
+    is_flow = recipe.head.kind == "patch" and recipe.head.objective == "velocity"
+    if spec.method == "dmd" and (recipe.layout.copies == 1 or not is_flow):
+        errors.append(
+            'distill needs layout.copies = 2 and head.objective = "velocity"; leave distill out'
+        )
+    if spec.method == "consistency":
+        if not is_flow or recipe.corruption.kind != "flow":
+            errors.append(
+                f'distill.method = "consistency" with head.kind = "{recipe.head.kind}" needs '
+                'corruption.kind = "flow" and head.objective = "velocity"; leave distill out'
+            )
+        if recipe.layout.kind != "frames":
+            errors.append('distill.method = "consistency" needs layout.kind = "frames"')
+        if spec.teacher is not None and spec.init_steps:
+            errors.append(
+                f"distill.teacher beside distill.init_steps = {spec.init_steps}: the teacher of "
+                "a consistent student is the model at init_steps; set distill.init_steps to 0"
+            )
     frames, per_block = recipe.layout.frames, frames_per_block(recipe.layout.block) or 1
     if spec.given and (spec.given >= frames or spec.given % per_block):
         near = max(frames - per_block, 0) // per_block * per_block

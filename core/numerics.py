@@ -10,12 +10,15 @@ Invariants: the result equals that of the plain function up to rounding; in eval
 gradients, on a CPU, row i of the result is a function of row i of the input only, bit for bit.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional
+from torch.nn.attention.bias import CausalBias
 
 ROW_MULTIPLE = 8
 WIDTH_MULTIPLE = 64
@@ -93,7 +96,8 @@ def item_stable_attention(
 
     The CPU kernel gives heads to threads, and each thread a scratch buffer with an alignment of
     its own, which shows in the last bits. Alone, an item always meets the same threads; so on a
-    CPU with several threads and without gradients items run one by one.
+    CPU with several threads and without gradients items run one by one. Inside
+    `differentiable_attention` plain matrix products take the kernel's place.
 
     Args:
         query: Queries.
@@ -104,6 +108,8 @@ def item_stable_attention(
     Returns:
         Attention output.
     """
+    if _PLAIN.get():
+        return _plain_attention(query, key, value, mask)
     grouped = query.shape[1] != key.shape[1]
     alone = len(query) == 1 or query.device.type != "cpu" or torch.is_grad_enabled()
     if alone or torch.get_num_threads() == 1:
@@ -122,6 +128,38 @@ def item_stable_attention(
             )
         )
     return torch.cat(parts)
+
+
+_PLAIN: ContextVar[bool] = ContextVar("plain_attention", default=False)
+
+
+@contextmanager
+def differentiable_attention() -> Iterator[None]:
+    """Run attention as plain matrix products, which any transform of torch.func goes through.
+
+    The fused kernels have no forward-mode derivative. Masks must be lowered without FlexAttention.
+    """
+    token = _PLAIN.set(True)
+    try:
+        yield
+    finally:
+        _PLAIN.reset(token)
+
+
+def _plain_attention(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Tensor:
+    """Scaled dot product attention by its definition; masks as `item_stable_attention` takes."""
+    times = query.shape[1] // key.shape[1]
+    if times > 1:
+        key, value = key.repeat_interleave(times, 1), value.repeat_interleave(times, 1)
+    scores = query @ key.transpose(-1, -2) / query.shape[-1] ** 0.5
+    if isinstance(mask, CausalBias):  # bottom right: the last query sees every key
+        rows, keys = scores.shape[-2:]
+        mask = torch.ones(rows, keys, dtype=torch.bool, device=scores.device).tril(keys - rows)
+    if mask is not None and mask.dtype == torch.bool:
+        scores = torch.where(mask, scores, -torch.inf)
+    elif mask is not None:
+        scores = scores + mask
+    return scores.softmax(-1) @ value
 
 
 class RowStableLinear(nn.Linear):

@@ -264,6 +264,11 @@ class TrainSpec(_Section):
 class DistillSpec(_Section):
     """Learning in few steps from a teacher.
 
+    `method` "dmd" matches distributions, "consistency" names the end of the teacher's path from
+    anywhere on it; then the teacher is the model itself as it was at `init_steps`, and all but
+    `init_steps`, `teacher`, `tangent_warmup` (steps until the tangent counts in full) and
+    `tangent_floor` (c in g / (||g|| + c), over the elements of a frame) is for "dmd".
+
     Until `init_steps` student and teacher learn from the data side by side; `teacher` names a
     trained pipeline folder to take it from instead. Then `critic_steps` steps of the critic take
     turns with one of the student. `history` "own": the student's frames follow its own (self
@@ -272,6 +277,7 @@ class DistillSpec(_Section):
     video is `horizon` frames long. `data_weight` adds the usual loss on the data to the student's.
     """
 
+    method: Literal["dmd", "consistency"] = "dmd"
     init_steps: int = Field(500, ge=0)
     critic_steps: int = Field(2, ge=1, le=100)
     history: Literal["own", "data"] = "own"
@@ -279,6 +285,8 @@ class DistillSpec(_Section):
     given: int = Field(0, ge=0, le=4096)
     horizon: int = Field(0, ge=0, le=1_000_000)
     data_weight: float = Field(0.0, ge=0.0, le=1000.0)
+    tangent_warmup: int = Field(0, ge=0)
+    tangent_floor: float = Field(0.1, gt=0.0, le=100.0)
 
 
 class LearnsSpec(_Section):

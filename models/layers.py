@@ -30,7 +30,8 @@ def level_features(level: Float[Tensor, "*lead"], dim: int) -> Float[Tensor, "*l
     """Sinusoids of a noise level in [0, 1]: frequencies fall from 1000 to 0.1 radians."""
     half = dim // 2
     frequency = 1000.0 * 1e-4 ** (torch.arange(half, device=level.device) / max(half - 1, 1))
-    angle = level.float()[..., None] * frequency
+    # At least single precision: in half precision neighbouring levels would be one.
+    angle = level.to(torch.promote_types(level.dtype, torch.float32))[..., None] * frequency
     return functional.pad(torch.cat((angle.cos(), angle.sin()), -1), (0, dim - 2 * half))
 
 

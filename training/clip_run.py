@@ -30,6 +30,7 @@ from .clip_stage import (
     with_actions,
 )
 from .clips import ClipDataset
+from .consistency import ConsistencyStage
 from .distill import DistillStage
 from .loop import TrainConfig
 from .objective import ModelStage
@@ -38,6 +39,8 @@ from .tokenizer_stage import save_half, train_tokenizer
 logger = logging.getLogger(__name__)
 TOKENIZER_STEPS = 3
 """Steps of a temporal tokenizer in a training window, after the first."""
+DISTILLING = {"dmd": DistillStage, "consistency": ConsistencyStage}
+"""Stage of every `distill.method`."""
 MEASURED_CLIPS = 64
 """Held-out windows whose reconstruction is measured."""
 
@@ -236,5 +239,6 @@ def stage_of_clips(
     actions: Any = None
     if width:
         actions = ClipActions(leading_actions(clips, width, tokenizer), tokens.windows)
-    stage = ModelStage if model.recipe.distill is None else DistillStage
+    distill = model.recipe.distill
+    stage = ModelStage if distill is None else DISTILLING[distill.method]
     return stage(model, tokens, prompts, clips.captions, actions)

@@ -27,6 +27,7 @@ from .balance import balanced_order
 from .clip_evaluation import ClipSettings, evaluate_clips
 from .clip_run import clip_model_stage, load_clip_data, train_clip_tokenizer
 from .clip_stage import remembered
+from .consistency import ConsistencyStage
 from .data import ImageDataset, load_images
 from .distill import DistillStage
 from .loop import TrainConfig, Trainer
@@ -238,7 +239,7 @@ def _train_model(
     if recipe.train.init_from is not None:
         start_from(model, Path(recipe.train.init_from))
     stage = medium.stage(model, tokenizer, dataset, out / "cache")
-    if isinstance(stage, DistillStage):
+    if isinstance(stage, DistillStage | ConsistencyStage):
         give_teacher(stage, recipe)
     checked = mask_self_check(stage, torch.Generator().manual_seed(recipe.train.seed))
     logger.info("model stage: %s; mask self-check kept %d rows", stage_summary(stage), checked)
@@ -276,7 +277,7 @@ def initial_model(recipe: Recipe, tokenizer: Any, seed: int) -> GenerativeModel:
         return build_model(recipe, tokenizer)
 
 
-def give_teacher(stage: DistillStage, recipe: Recipe) -> None:
+def give_teacher(stage: DistillStage | ConsistencyStage, recipe: Recipe) -> None:
     """Load the trained teacher that a recipe names, if it names one.
 
     Raises:

@@ -3,10 +3,12 @@
 import pytest
 import torch
 from torch.nn import functional
+from torch.nn.attention.bias import causal_lower_right
 
 from blockloom.core.numerics import (
     RowStableActivation,
     RowStableLinear,
+    differentiable_attention,
     item_stable_attention,
     row_stable_linear,
 )
@@ -98,3 +100,32 @@ def test_attention_of_an_item_does_not_depend_on_its_neighbours_with_two_threads
                         assert torch.equal(together[own], alone)
     finally:
         torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize("kind", ["none", "bool", "bias", "causal"])
+@pytest.mark.parametrize("kv_heads", [4, 2])
+def test_attention_by_its_definition_equals_the_kernel(kind, kv_heads):
+    rng = torch.Generator().manual_seed(0)
+    query = torch.randn(2, 4, 5, 8, generator=rng, dtype=torch.float64)
+    key, value = (
+        torch.randn(2, kv_heads, 7, 8, generator=rng, dtype=torch.float64) for _ in range(2)
+    )
+    visible = torch.rand(5, 7, generator=rng) < 0.7
+    visible[:, 0] = True
+    mask = {
+        "none": None,
+        "bool": visible,
+        "bias": torch.randn(5, 7, generator=rng, dtype=torch.float64),
+        "causal": causal_lower_right(5, 7),
+    }[kind]
+    usual = item_stable_attention(query, key, value, mask)
+    with differentiable_attention():
+        plain = item_stable_attention(query, key, value, mask)
+        _, change = torch.func.jvp(
+            lambda q: item_stable_attention(q, key, value, mask), (query,), (query.cos(),)
+        )
+    assert (plain - usual).abs().max() < 1e-12
+    step = 1e-6
+    ends = [item_stable_attention(query + h * query.cos(), key, value, mask) for h in (step, -step)]
+    assert (change - (ends[0] - ends[1]) / (2 * step)).abs().max() < 1e-8
+    assert torch.equal(item_stable_attention(query, key, value, mask), usual)
