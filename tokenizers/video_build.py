@@ -11,6 +11,7 @@ from torch import nn
 
 from .build import build_tokenizer, load_tokenizer
 from .video_adapters import CogVideoXTokenizer, WanTokenizer
+from .video_bsq import BSQTransformerTokenizer
 from .video_frames import FrameTokenizer
 from .video_vae import VideoKLTokenizer, VideoSigmaTokenizer
 
@@ -18,6 +19,7 @@ VIDEO_TOKENIZERS: dict[str, type[Any]] = {
     "frames": FrameTokenizer,
     "video_kl": VideoKLTokenizer,
     "video_sigma": VideoSigmaTokenizer,
+    "bsq_transformer": BSQTransformerTokenizer,
     "wan": WanTokenizer,
     "cogvideox": CogVideoXTokenizer,
 }
