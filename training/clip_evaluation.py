@@ -16,6 +16,7 @@ from torch import Tensor
 from ..core.errors import DataError
 from ..models.generator import GenerativeModel
 from .checkpoint import write_atomic
+from .clip_captions import TRAIN_STEPS, can_be_asked, caption_scores, judge_of
 from .clip_run import held_out_clips
 from .clip_statistics import MOST_DB, byte_psnr, motion, sharpness
 from .clips import ClipDataset
@@ -37,12 +38,14 @@ class ClipSettings:
     """How much to measure.
 
     Attributes:
-        num: Held-out beginnings; None = 96, and 120 to be steered from.
+        num: Held-out beginnings, and captions per split; None = 96, all captions, and 120
+            beginnings to be steered from.
         seed: Seed of all noise.
         steps: Rows per block; None = the recipe's.
         endurance: Frames of the long rollout; 0 = none.
         speed_frames: Frames timed; 0 = none.
         steer_frames: Frames drawn per direction.
+        judge_steps: Training steps of the text-video encoder that judges captions.
     """
 
     num: int | None = None
@@ -51,6 +54,7 @@ class ClipSettings:
     endurance: int = 0
     speed_frames: int = SPEED_FRAMES
     steer_frames: int = FRAMES
+    judge_steps: int = TRAIN_STEPS
 
 
 @torch.no_grad()
@@ -70,8 +74,9 @@ def evaluate_clips(
             rollout; None = none.
 
     Returns:
-        JSON-ready numbers: horizons, steering where the world can be steered, endurance where
-        asked for, speed.
+        JSON-ready numbers: horizons; `splits` with horizons of every held-out split and, for
+        models that draw from captions alone, caption scores; steering where the world can be
+        steered, endurance where asked for, speed.
 
     Raises:
         DataError: No held-out clip, or only too short ones.
@@ -92,6 +97,9 @@ def evaluate_clips(
         "steps": settings.steps or model.recipe.schedule.steps,
         "horizons": report,
     }
+    splits = _by_split(model, tokenizer, clips, settings)
+    if splits:
+        result["splits"] = splits
     steering = load_steering(folder, width)
     if steering is not None:
         count = settings.num or STEERED_CONTEXTS
@@ -111,13 +119,39 @@ def evaluate_clips(
     return result
 
 
+def _by_split(
+    model: GenerativeModel, tokenizer: Any, clips: ClipDataset, settings: ClipSettings
+) -> dict[str, Any]:
+    """Measure every held-out split by itself: horizons where there are several, and captions."""
+    names = [name for name in dict.fromkeys(clips.split) if name != "train"]
+    asks = can_be_asked(model, clips)
+    encoder = judge_of(clips, settings.seed, settings.judge_steps) if asks else None
+    width, given = model.recipe.condition.actions, given_frames(model, tokenizer)
+    told: dict[str, Any] = {"seed": settings.seed, "steps": settings.steps}
+    result: dict[str, Any] = {}
+    for name in names:
+        some, entry = clips.only(name), {"clips": clips.split.count(name)}
+        if len(names) > 1 and _typical_length(some) > given:
+            horizons = fitting_horizons(some, given)
+            num = settings.num or CONTEXTS
+            after = beginnings(some, width, given, horizons[-1], num, tokenizer)
+            entry["horizons"], _ = _horizons(model, tokenizer, clips, after, horizons, told)
+        if encoder is not None:
+            entry["captions"] = caption_scores(
+                model, tokenizer, clips, encoder, name, num=settings.num, **told
+            )
+        if len(entry) > 1:
+            result[name] = entry
+    return result
+
+
 def fitting_horizons(clips: ClipDataset, given: int) -> list[int]:
     """Select the horizons that at least half of the clips are long enough for.
 
     Raises:
         DataError: Not even the first one.
     """
-    length = int(torch.from_numpy(clips.lengths).float().quantile(0.5, interpolation="lower"))
+    length = _typical_length(clips)
     fitting = [h for h in HORIZONS if given + h <= length]
     if not fitting:
         raise DataError(
@@ -125,6 +159,11 @@ def fitting_horizons(clips: ClipDataset, given: int) -> list[int]:
             f"and {HORIZONS[0]} must follow"
         )
     return fitting
+
+
+def _typical_length(clips: ClipDataset) -> int:
+    """At least half of the clips have this many frames."""
+    return int(torch.from_numpy(clips.lengths).float().quantile(0.5, interpolation="lower"))
 
 
 def _horizons(

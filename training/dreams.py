@@ -244,3 +244,32 @@ def _followed(dream: Dream, script: Tensor | None, ahead: int) -> Tensor:
                 actions = torch.cat((actions, last), 1)
         drawn.append(dream.step(actions))
     return torch.cat(drawn, 1)[:, :ahead]
+
+
+@torch.no_grad()
+def drawn_from_text(
+    model: GenerativeModel, tokenizer: Any, captions: Sequence[str], num_frames: int, *,
+    seed: int = 0, steps: int | None = None, batch_size: int = BATCH,
+) -> UInt8[Tensor, "items frames height width 3"]:  # fmt: skip
+    """Draw clips from captions alone; no frame is given.
+
+    Args:
+        model: A video model whose cache has a window and that takes no actions, in eval mode.
+        tokenizer: Its tokenizer, one latent frame per frame.
+        captions: One per clip.
+        num_frames: Frames per clip.
+        seed: Seed of all noise; clip k is item k of it.
+        steps: Rows per block; None = the recipe's.
+        batch_size: Clips at once; changes no picture.
+    """
+    parts = []
+    for first in range(0, len(captions), batch_size):
+        told = captions[first : first + batch_size]
+        live = _live(model, told, seed, range(first, first + len(told)), steps)
+        drawn, state = [], None
+        for _ in range(0, num_frames, live.frames_per_block):
+            values = rearrange(live.step(), "b (f n) c -> b f n c", f=live.frames_per_block)
+            pixels, state = tokenizer.decode_chunk(values, state)
+            drawn.append(as_bytes(pixels))
+        parts.append(torch.cat(drawn, 1)[:, :num_frames])
+    return torch.cat(parts)
