@@ -10,6 +10,7 @@ Invariants: rows with `block < 0` are a static prompt, run once in one pass and 
 window counts the query's own block and not the sinks.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 import torch
@@ -63,6 +64,7 @@ def check_exact(
     clean_is_modulated: bool = False,
     cache_per_branch: bool = True,
     context_level: float = 0.0,
+    routes: Mapping[str, Bool[Tensor, "queries blocks"]] | None = None,
 ) -> ClosureReport:
     """Decide whether a cached decode of a layout is exact, and say why not.
 
@@ -80,6 +82,7 @@ def check_exact(
         clean_is_modulated: Whether noise level or class condition enters the clean rows.
         cache_per_branch: Whether each guidance branch has a cache of its own.
         context_level: Noise level committed rows are run at.
+        routes: Tables that relations of the mask read, as in `MaskTable.visible`.
 
     Returns:
         The report; `exact` is true exactly when there is no violation.
@@ -96,7 +99,7 @@ def check_exact(
     _require_flat(layout)
     if commit == "none":
         return ClosureReport(True, [], 0, ["no cache: every row of the schedule is a full forward"])
-    seen = dense(table, layout, layout)
+    seen = dense(table, layout, layout, routes=routes)
     violations = _table_violations(layout, seen, plan)
     given = offered(layout, plan)
     violations += _eviction_violations(layout, seen, plan, given)

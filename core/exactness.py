@@ -11,6 +11,7 @@ from difflib import get_close_matches
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from .closure import check_exact
 from .errors import ModelError
@@ -103,16 +104,30 @@ def plan_violations(recipe: Recipe, plan: DecodePlan) -> list[str]:
         layout = plan.training_layout()
         if recipe.layout.kind == "frames" and group != "site":
             layout = regroup(layout, group, plan.height, plan.width)
-        report = check_exact(
-            plan.table,
-            layout,
-            commit=commit,
-            window=plan.window,
-            cache_per_branch=not condition_free_clean(recipe, plan),
-            **together,
-        )
-        found += report.violations
+        for poses in _cameras(plan):
+            report = check_exact(
+                plan.table,
+                layout,
+                commit=commit,
+                window=plan.window,
+                cache_per_branch=not condition_free_clean(recipe, plan),
+                routes=plan.routes(layout, poses),
+                **together,
+            )
+            found += report.violations
     return found
+
+
+def _cameras(plan: DecodePlan) -> Iterator[Tensor | None]:
+    """Draw poses for masks that select by them; one None for all others."""
+    if not plan.table.route_names():
+        yield None
+        return
+    for seed in range(NUM_DRAWS):
+        poses = torch.eye(4).repeat(plan.num_blocks, 1, 1)
+        places = torch.randn(plan.num_blocks, 3, generator=torch.Generator().manual_seed(seed))
+        poses[:, :3, 3] = places
+        yield poses
 
 
 def condition_free_clean(recipe: Recipe, plan: DecodePlan) -> bool:

@@ -12,7 +12,7 @@ from jaxtyping import Int
 from torch import Tensor
 
 from .layout import Layout
-from .lowering import Lowered, lower
+from .lowering import Lowered, Routes, lower, repeat_mask
 from .masks import MaskTable
 from .recipe import window_of
 
@@ -77,9 +77,16 @@ def _window(
     return number
 
 
+def repeat_items(lowered: Lowered | PerLayer, times: int) -> Lowered | PerLayer:
+    """Repeat masks that differ from item to item, for batches of several guidance branches."""
+    if isinstance(lowered, PerLayer):
+        return PerLayer(tuple(repeat_mask(mask, times) for mask in lowered.masks))
+    return repeat_mask(lowered, times)
+
+
 def lower_layers(
     table: MaskTable, queries: Layout, keys: Layout, groups: tuple[str, ...], height: int,
-    width: int, *, backend: str = "auto",
+    width: int, *, backend: str = "auto", routes: Routes | None = None,
 ) -> Lowered | PerLayer:  # fmt: skip
     """Lower a table for layers that take groupings in turn.
 
@@ -91,15 +98,16 @@ def lower_layers(
         height: Token rows of a frame.
         width: Token columns of a frame.
         backend: See `lower`.
+        routes: See `lower`.
 
     Returns:
         One lowered mask, or one per layer in turn where there are several groupings.
     """
     if groups in (("site",), ("block",)):  # as laid out
-        return lower(table, queries, keys, backend=backend)
+        return lower(table, queries, keys, backend=backend, routes=routes)
     masks = []
     for group in groups:
         own = regroup(queries, group, height, width)
         other = own if keys is queries else regroup(keys, group, height, width)
-        masks.append(lower(table, own, other, backend=backend))
+        masks.append(lower(table, own, other, backend=backend, routes=routes))
     return masks[0] if len(masks) == 1 else PerLayer(tuple(masks))

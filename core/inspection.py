@@ -34,6 +34,11 @@ class RandomDecoder:
         """Whether the recipe denoises blocks (then values are zeros of one channel)."""
         return self._per_level
 
+    @property
+    def poses(self) -> Tensor | None:
+        """None: all views alike."""
+        return None
+
     def new_cache(self, plan: DecodePlan, batch: int) -> KVCache:
         """Make a cache that keeps attributes and the log only."""
         return KVCache(
@@ -92,7 +97,8 @@ def mask_matrix(recipe: Recipe, length: int) -> tuple[np.ndarray, list[dict[str,
     """
     plan = plan_of(recipe, length)
     layout = _first_layer(plan, recipe)
-    return plan.table.visible(layout, layout).numpy(), layout.records()
+    seen = plan.table.visible(layout, layout, routes=plan.routes(layout))
+    return seen.numpy(), layout.records()
 
 
 def _random_rollout(recipe: Recipe, length: int, seed: int) -> Rollout:

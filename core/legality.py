@@ -73,8 +73,9 @@ def combination_errors(recipe: "Recipe") -> list[str]:
             f'cache.window = {cache.window} with cache.write = "{cache.write}" evicts nothing; '
             'set cache.write to "separate", "fused", "block" or "token", or leave the window out'
         )
-    if cache.sink and cache.window is None:
+    if cache.sink and cache.window is None and cache.nearest is None:
         errors.append(f"cache.sink = {cache.sink} needs cache.window; set cache.sink to 0")
+    errors += _pose_errors(recipe)
     errors += _video_errors(recipe) + _flight_errors(recipe) + _context_errors(recipe)
     if (layout.kind == "stream") != (layout.text_tokens > 0):
         errors.append("layout.text_tokens must be > 0 exactly when layout.kind is stream; try 32")
@@ -172,6 +173,34 @@ def _distill_errors(recipe: "Recipe") -> list[str]:
         errors.append(
             f'distill.horizon = {spec.horizon} needs distill.given and distill.history = "own"; '
             "set distill.horizon to 0"
+        )
+    return errors
+
+
+def _pose_errors(recipe: "Recipe") -> list[str]:
+    """What cameras beside the frames need."""
+    cache, condition, layout = recipe.cache, recipe.condition, recipe.layout
+    errors = []
+    if condition.poses and (condition.actions < 16 or layout.block != "frame"):
+        errors.append(
+            f"condition.poses with condition.actions = {condition.actions} and layout.block = "
+            f'{layout.block!r} needs 16 actions or more and "frame"; set condition.poses to false'
+        )
+    if condition.poses != (recipe.backbone.position == "pose"):
+        wanted = "pose" if condition.poses else "rope"
+        errors.append(
+            f'backbone.position = "{recipe.backbone.position}" with condition.poses = '
+            f'{str(condition.poses).lower()}; set backbone.position to "{wanted}"'
+        )
+    if recipe.backbone.position == "pose" and recipe.backbone.dim // recipe.backbone.heads % 4:
+        errors.append(
+            f'backbone.position = "pose" with {recipe.backbone.dim // recipe.backbone.heads} '
+            "channels per head, which must be a multiple of 4; change backbone.heads"
+        )
+    if cache.nearest is not None and (not condition.poses or cache.window is not None):
+        errors.append(
+            f"cache.nearest = {cache.nearest} needs condition.poses and no cache.window, which "
+            "would forget what a later view is near to; set cache.nearest to null"
         )
     return errors
 

@@ -151,6 +151,18 @@ def flops(lowered: Lowered) -> int:
     return lowered.num_pairs
 
 
+def repeat_mask(lowered: Lowered, times: int) -> Lowered:
+    """Repeat a dense mask whose items differ, batch after batch; others serve any batch."""
+    if not isinstance(lowered, DenseMask) or lowered.may_attend.ndim != 4:
+        return lowered
+    blind = lowered.is_blind
+    return DenseMask(
+        lowered.may_attend.repeat(times, 1, 1, 1),
+        None if blind is None else blind.repeat(times, 1, 1),
+        lowered.num_pairs * times,
+    )
+
+
 def _lower(table: MaskTable, q: Layout, k: Layout, backend: str) -> Lowered:
     batch = max(layout.block.shape[0] if layout.is_batched else 1 for layout in (q, k))
     if _is_shared(q) and _is_shared(k):

@@ -21,6 +21,7 @@ from .layout import Copy, Layout, Role
 from .layouts import frames as lay_out_frames
 from .layouts import grid, prefix, two_copy
 from .masks import MaskTable
+from .poses import routes_of
 from .recipe import Recipe, frames_per_block
 from .rules import rule
 
@@ -147,20 +148,36 @@ class DecodePlan:
             self._memo[key] = (Layout.cat(parts), parts)  # the parts keep their ids alive
         return self._memo[key][0]
 
-    def lower(self, queries: Layout, keys: Layout, backend: str = "auto") -> Lowered | PerLayer:
-        """Lower the table, for every grouping of the layers."""
-        return lower_layers(
-            self.table, queries, keys, self.groups, self.height, self.width, backend=backend
-        )
+    def routes(self, queries: Layout, poses: Tensor | None = None) -> dict[str, Tensor]:
+        """Build the tables that relations of the mask read besides attributes; {} = none.
 
-    def lowered(self, active: Layout, view: CacheView | None) -> Lowered | PerLayer:
+        Args:
+            queries: Rows whose keys are selected.
+            poses: Pose of every block [batch, blocks, 4, 4]; None = all alike.
+        """
+        return routes_of(self.table.route_names(), poses, queries.block, len(self.rows_of_block))
+
+    def lower(
+        self, queries: Layout, keys: Layout, backend: str = "auto", poses: Tensor | None = None
+    ) -> Lowered | PerLayer:
+        """Lower the table, for every grouping of the layers; see `routes` for `poses`."""
+        routes = self.routes(queries, poses)
+        return lower_layers(
+            self.table, queries, keys, self.groups, self.height, self.width,
+            backend="dense" if routes else backend, routes=routes,
+        )  # fmt: skip
+
+    def lowered(
+        self, active: Layout, view: CacheView | None, poses: Tensor | None = None
+    ) -> Lowered | PerLayer:
         """Lower the table for one decode pass.
 
-        The past of a plan is a function of its length, so the result is remembered by it.
+        The past of a plan is a function of its length, so the result is remembered by it, unless
+        the poses of a request have a say.
         """
         past = 0 if view is None else view.length
-        if active.is_batched or (view is not None and view.is_batched):
-            return self.lower(active, active if view is None else view.layout)
+        if active.is_batched or poses is not None or (view is not None and view.is_batched):
+            return self.lower(active, active if view is None else view.layout, poses=poses)
         key = ("lower", id(active), past)
         if key not in self._memo:
             keys = active if view is None else view.layout
@@ -205,6 +222,8 @@ def mask_table(recipe: Recipe) -> MaskTable:
     """Build the visibility table a recipe names, with its cache window where it has one."""
     if isinstance(recipe.mask, dict):
         return MaskTable.parse(recipe.mask)
+    if recipe.cache.nearest is not None:
+        return rule(recipe.mask, nearest=recipe.cache.nearest, sink=recipe.cache.sink > 0)
     if recipe.cache.window is not None:
         # Prompt rows are pinned: a window that lost the prompt would draw anything.
         sink = recipe.cache.sink > 0 or num_prompt_rows(recipe) > 0

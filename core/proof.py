@@ -77,7 +77,8 @@ def training_forward(
         is_masked = torch.zeros_like(is_masked)
         level = contents.levels(source).expand(is_masked.shape).float()
     level = torch.where(is_noisy, level, plan.context_level)
-    lowered = plan.lower(layout, layout, "dense")
+    poses = decoder.poses if plan.table.route_names() else None
+    lowered = plan.lower(layout, layout, "dense", poses)
     return layout, decoder.forward(values, is_masked, layout, level, lowered, None)
 
 

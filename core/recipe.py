@@ -72,6 +72,8 @@ class ConditionSpec(_Section):
     `prefix`: the words stand in front of the tokens. `adaln`: the pooled prompt modulates the rows
     whose copy is listed in `modulate`. `cross`: cross-attention to the words. `actions`: numbers
     per frame (what was done on the way to it), told to all rows of the frame through adaLN.
+    `poses`: the last sixteen of them are the camera-to-world matrix of the frame, in units of the
+    scene, told to attention instead (`backbone.position: pose`).
     """
 
     prefix: bool = False
@@ -79,6 +81,7 @@ class ConditionSpec(_Section):
     cross: bool = False
     modulate: tuple[Literal["clean", "noisy"], ...] = ("noisy",)
     actions: int = Field(0, ge=0, le=256)
+    poses: bool = False
     drop: float = Field(0.1, ge=0.0, lt=1.0)
 
 
@@ -86,6 +89,8 @@ class BackboneSpec(_Section):
     """Size of the transformer. `level` = which copies are told their noise level.
 
     `decay` > 0 lowers attention scores with distance along the first axis (frames of a video).
+    `position` "rope" turns queries and keys by their place, "pose" by the camera of their frame
+    (CaPE), in which case places within a frame are known by the learned table alone.
     """
 
     dim: int = Field(128, ge=16, le=8192)
@@ -96,6 +101,7 @@ class BackboneSpec(_Section):
     level: Literal["none", "adaln", "add"] = "none"
     rope_theta: float = Field(100.0, gt=1.0)
     decay: float = Field(0.0, ge=0.0, le=100.0)
+    position: Literal["rope", "pose"] = "rope"
 
     @model_validator(mode="after")
     def _divides(self) -> "BackboneSpec":
@@ -179,6 +185,10 @@ class CacheSpec(_Section):
     finished context as decoding keeps it. It is refused for one copy without clean blocks, unless
     context is kept at a level that training draws.
 
+    `window` keeps the last blocks, the query's own counted; `nearest` keeps all, and a row sees
+    that many past ones whose camera poses are nearest to its own. `sink` blocks at the start stay
+    visible beside either.
+
     Context is kept as a pair: `context_noise` is the level a finished block is noised to before it
     becomes permanent, `context_level` the level its rows are told (recipes with one copy); they may
     differ. 0 and 0 = as it is.
@@ -187,6 +197,7 @@ class CacheSpec(_Section):
     write: Literal["none", "prefix", "token", "separate", "fused", "block"] = "none"
     keys: Literal["unrotated", "rotated"] = "unrotated"
     window: int | None = Field(None, ge=1)
+    nearest: int | None = Field(None, ge=1)
     sink: int = Field(0, ge=0)
     context_noise: float = Field(0.0, ge=0.0, lt=1.0)
     context_level: float = Field(0.0, ge=0.0, lt=1.0)

@@ -172,6 +172,36 @@ class ROUTE(Relation):
 
 
 @dataclass(frozen=True)
+class POSE(Relation):
+    """Of past blocks, the `count` nearest by camera pose; other keys are not restricted.
+
+    Which those are is side information of a request, handed in as the routing table `pose:count`
+    (core/poses.py).
+    """
+
+    count: int
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.count, int) or self.count < 1:
+            raise ValueError(f"POSE count must be a number of at least 1, got {self.count!r}")
+
+    @property
+    def name(self) -> str:
+        """Name of the table the relation reads."""
+        return f"pose:{self.count}"
+
+    def _seen(self, q: Get, k: Get, routes: Routes) -> Tensor:
+        return ROUTE(self.name).evaluate(q, k, routes)
+
+    def route_names(self) -> frozenset[str]:
+        """The one table this relation reads."""
+        return frozenset({self.name})
+
+    def __str__(self) -> str:
+        return f"POSE({self.count})"
+
+
+@dataclass(frozen=True)
 class _RoleTest(Relation):
     name: str
 
@@ -247,7 +277,7 @@ def parse_relation(text: str) -> Relation:
 
     Args:
         text: Expression of atoms ALL, NONE, IN, EQ/LT/LE(attr), NEAR/AHEAD(attr,width),
-            ROUTE(name), q.ROLE, k.ROLE with `&`, `|`, `~` and parentheses.
+            ROUTE(name), POSE(count), q.ROLE, k.ROLE with `&`, `|`, `~` and parentheses.
 
     Returns:
         The relation; `str` of it parses back to an equal one.
@@ -278,6 +308,7 @@ _CALLS: dict[str, type] = {
     "NEAR": NEAR,
     "AHEAD": AHEAD,
     "ROUTE": ROUTE,
+    "POSE": POSE,
 }
 _NAMES = {"ALL": ALL, "NONE": NONE, "IN": IN}
 

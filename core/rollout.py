@@ -69,6 +69,11 @@ class Decoder(Protocol):
         """True when the trunk runs again at every noise level."""
         ...
 
+    @property
+    def poses(self) -> Tensor | None:
+        """Camera pose of every block [batch, blocks, 4, 4], which some masks select by."""
+        ...
+
 
 @dataclass
 class Event:
@@ -137,6 +142,8 @@ class Rollout:
         self.start_level = start_level
         self.kept = values.clone() if plan.context_noise and plan.keeps_blocks else None
         self.should_stop, self.record = should_stop, record
+        selects = bool(plan.table.route_names())
+        self.poses: Tensor | None = decoder.poses if selects else None
         caches = plan.write != "none"
         self.cache = decoder.new_cache(plan, batch) if use_cache and caches else None
         self.pending: list[Layout] = [] if plan.prompt is None else [plan.prompt]
@@ -189,7 +196,7 @@ class Rollout:
         if self.cache is not None:
             kept = torch.arange(keep) if keep else None
             view = self.cache.view(layout, keep=kept, only_keys=only_keys)
-        lowered = plan.lowered(layout, view)
+        lowered = plan.lowered(layout, view, self.poses)
         hidden = self.decoder.forward(values, is_masked, layout, rows_level.float(), lowered, view)
         self.num_passes += 1
         self.num_forwarded += layout.num_tokens

@@ -11,7 +11,7 @@ Not expressible: iLLaMA (its mask multiplies after the softmax, so it is not a v
 from collections.abc import Callable, Mapping
 
 from .layout import Copy
-from .masks import AHEAD, ALL, EQ, IN, LE, LT, NEAR, NONE, ROUTE, K, MaskTable, Q, Relation
+from .masks import AHEAD, ALL, EQ, IN, LE, LT, NEAR, NONE, POSE, ROUTE, K, MaskTable, Q, Relation
 
 Rule = Callable[..., MaskTable]
 RULES: dict[str, Rule] = {}
@@ -53,14 +53,15 @@ def _table(entries: Mapping[str, Relation]) -> MaskTable:
 
 
 def _windowed(
-    relation: Relation, attribute: str, window: int | None, sink: bool, route: str | None = None
-) -> Relation:
-    """Restrict a column to the last `window` values (own included) and, if asked, the sinks."""
+    relation: Relation, attribute: str, window: int | None, sink: bool, route: str | None = None,
+    nearest: int | None = None,
+) -> Relation:  # fmt: skip
+    """Restrict a column to the last `window` values, or the `nearest`, and if asked the sinks."""
     if route is not None:
         relation = relation & ROUTE(route)
-    if window is None:
+    if window is None and nearest is None:
         return relation
-    near: Relation = NEAR(attribute, window)
+    near: Relation = POSE(nearest) if window is None else NEAR(attribute, window)
     return relation & (near | K("SINK") if sink else near)
 
 
@@ -161,16 +162,19 @@ def jacobi(variant: str = "block", draft: str = "D") -> MaskTable:
 
 
 @_register("block_causal")
-def block_causal(window: int | None = None, sink: bool = False) -> MaskTable:
-    """One copy with per-token noise level (CDLM, CausVid, diffusion forcing, SkyReels, NFD).
+def block_causal(
+    window: int | None = None, sink: bool = False, nearest: int | None = None
+) -> MaskTable:
+    """One copy with per-token noise level (CDLM, CausVid, diffusion forcing, NFD, CausNVS).
 
     The clean columns show prompt rows, and committed blocks when a cache relabels them.
 
     Args:
         window: Blocks a query may see, its own counted and sinks not; None = all.
         sink: Whether SINK rows stay visible outside the window.
+        nearest: Past blocks a query may see, those nearest by pose; not beside a window.
     """
-    seen = _windowed(LE("block"), "block", window, sink)
+    seen = _windowed(LE("block"), "block", window, sink, nearest=nearest)
     return _table({"C->C": seen, "N->C": seen, "N->N": seen})
 
 

@@ -30,8 +30,8 @@ from ..core.cache import CacheView
 from ..core.grouping import PerLayer
 from ..core.layout import Copy, Layout
 from ..core.numerics import RowStableActivation, RowStableLinear, row_stable_activation
+from ..core.positions import Cameras, Positions, Rotary, inverse_transposed
 from .layers import (
-    Angles,
     Layer,
     RowContext,
     Run,
@@ -91,6 +91,7 @@ class BlockTransformer(ModelMixin, ConfigMixin):
         sees_words: tuple[str, ...] = ("noisy",),
         action_dim: int = 0,
         decay: float = 0.0,
+        position: str = "rope",
     ) -> None:
         """Build the layers.
 
@@ -115,6 +116,7 @@ class BlockTransformer(ModelMixin, ConfigMixin):
             sees_words: Copies whose rows cross-attend.
             action_dim: Numbers every data row is told through the modulation; 0 = none.
             decay: Scale by which scores fall with distance along the first axis; 0 = not.
+            position: "rope", or "pose" for the camera of each row's frame.
         """
         super().__init__()
         self.copies_modulated = [Copy[name.upper()] for name in modulate]
@@ -290,6 +292,7 @@ class BlockTransformer(ModelMixin, ConfigMixin):
         lowered: Lowered | PerLayer | None = None,
         view: CacheView | None = None,
         actions: Float[Tensor, "batch rows actions"] | None = None,
+        poses: Float[Tensor, "batch frames 4 4"] | None = None,
     ) -> Float[Tensor, "batch rows dim"]:
         """Run the active rows.
 
@@ -304,6 +307,7 @@ class BlockTransformer(ModelMixin, ConfigMixin):
                 None = everybody.
             view: Open pass of the cache, or None.
             actions: What every data row is told besides; None for models without actions.
+            poses: Camera of every frame, for models whose positions are poses; None = all alike.
 
         Returns:
             Final hidden states of the active rows, normalised and modulated; for a view that asks
@@ -315,7 +319,8 @@ class BlockTransformer(ModelMixin, ConfigMixin):
         if self.config.level == "add":
             told = self.embed_level(level_features(level, self.config.dim).to(x.dtype))
             x = x + torch.where((layout.copy == Copy.NOISY)[..., None], told, 0.0)
-        rows = self._context(layout, level, prompt, view, x.dtype, actions)
+        positions = self._positions(layout, view, x.dtype, poses)
+        rows = self._context(layout, level, prompt, view, x.dtype, actions, positions)
         lowered = NoMask(layout.num_tokens**2) if lowered is None else lowered
         masks = lowered if isinstance(lowered, PerLayer) else PerLayer((lowered,))
         alike = len(masks.masks) == 1
@@ -347,13 +352,8 @@ class BlockTransformer(ModelMixin, ConfigMixin):
 
     def _context(
         self, layout: Layout, level: Tensor, prompt: PreparedPrompt, view: CacheView | None,
-        dtype: torch.dtype, actions: Tensor | None,
+        dtype: torch.dtype, actions: Tensor | None, positions: Positions,
     ) -> RowContext:  # fmt: skip
-        settings = (self.head_dim, self.config.rope_theta, dtype)
-        active = layout_angles(layout, *settings)
-        keys = active
-        if view is not None and not view.cache.rotated:
-            keys = layout_angles(view.layout, *settings)
         sees = layout.copy < 0  # no row
         if prompt.cross is not None:
             for copy in self.copies_seeing_words:
@@ -366,8 +366,32 @@ class BlockTransformer(ModelMixin, ConfigMixin):
         if self.config.decay:
             among = layout if view is None else view.layout
             bias = distance_bias(layout, among, self.config.num_heads, self.config.decay).to(dtype)
-        angles = Angles(active, keys)
-        return RowContext(segments, angles, sees, prompt.cross, prompt.cross_valid, bias)
+        return RowContext(segments, positions, sees, prompt.cross, prompt.cross_valid, bias)
+
+    def _positions(
+        self, layout: Layout, view: CacheView | None, dtype: torch.dtype, poses: Tensor | None
+    ) -> Positions:
+        """Work out what this pass does to queries and keys."""
+        reads = view is not None and not view.cache.rotated
+        if self.config.position == "rope":
+            settings = (self.head_dim, self.config.rope_theta, dtype)
+            active = layout_angles(layout, *settings)
+            known = view.layout if view is not None and reads else None
+            return Rotary(active, active if known is None else layout_angles(known, *settings))
+        if poses is None:
+            poses = torch.eye(4, device=layout.device)[None, None]
+        own = self._pose_rows(layout, poses)
+        keys = self._pose_rows(view.layout, poses) if view is not None and reads else own
+        return Cameras(inverse_transposed(own), own, keys)
+
+    def _pose_rows(
+        self, layout: Layout, poses: Float[Tensor, "batch frames 4 4"]
+    ) -> Float[Tensor, "batch rows 4 4"]:
+        """Look up the pose of every row's frame; prompt rows stand at the origin."""
+        frame = layout.source.clamp_min(0) // self.config.num_sources
+        own = poses[:, frame.clamp_max(poses.shape[1] - 1)]
+        origin = torch.eye(4, device=poses.device, dtype=poses.dtype)
+        return torch.where((layout.source < 0)[..., None, None], origin, own)
 
 
 def repeat_prompt(prompt: PreparedPrompt, times: int) -> PreparedPrompt:

@@ -15,9 +15,10 @@ from torch import Tensor
 
 from ..core.attention import Lowered
 from ..core.cache import CacheView, KVCache
-from ..core.grouping import PerLayer
+from ..core.grouping import PerLayer, repeat_items
 from ..core.layout import Layout
 from ..core.plan import NUM_SENTINELS, DecodePlan, num_prompt_rows
+from ..core.poses import POSE_NUMBERS, poses_of
 from ..core.recipe import Recipe, TextSpec, recipe_from_dict
 from ..core.rollout import Draw
 from ..core.schedulers.base import Row
@@ -115,8 +116,9 @@ class GenerativeModel(ModelMixin, ConfigMixin):
             codebook_size=vocab,
             latent_channels=latent_channels,
             num_sources=slots,
-            action_dim=condition.actions,
+            action_dim=condition.actions - POSE_NUMBERS * condition.poses,
             decay=spec.backbone.decay,
+            position=spec.backbone.position,
             prompt_dim=text.dim,
             num_prompt_rows=num_prompt_rows(spec),
             cross_attention=condition.cross,
@@ -204,6 +206,18 @@ def frame_actions(
     return actions[:, frame.clamp_max(actions.shape[1] - 1)]
 
 
+def split_poses(
+    recipe: Recipe, actions: Float[Tensor, "batch frames numbers"] | None
+) -> tuple[
+    Float[Tensor, "batch frames actions"] | None, Float[Tensor, "batch frames 4 4"] | None
+]:
+    """Split the numbers of every frame into what adaLN is told and the camera's pose."""
+    if actions is None or not recipe.condition.poses:
+        return actions, None
+    told = actions[..., :-POSE_NUMBERS]
+    return told if told.shape[-1] else None, poses_of(actions)
+
+
 class ModelDecoder:
     """Runs a `GenerativeModel` for the rollout, one or two guidance branches at once.
 
@@ -250,6 +264,11 @@ class ModelDecoder:
         """True when the trunk runs again at every noise level."""
         return self.model.head.runs == "row"
 
+    @property
+    def poses(self) -> Float[Tensor, "batch frames 4 4"] | None:
+        """Camera of every frame, for models that are told them."""
+        return split_poses(self.model.recipe, self.actions)[1]
+
     def new_cache(self, plan: DecodePlan, batch: int) -> KVCache:
         """Allocate a cache; guidance branches share it where its entries are condition-free."""
         config = self.model.backbone.config
@@ -288,12 +307,14 @@ class ModelDecoder:
                 t.repeat(branches, 1, *[1] * (t.ndim - 2)) for t in (values, is_masked)
             )
             level = level.repeat(branches, 1)
-        told = None
-        if self.actions is not None:
-            told = frame_actions(self.actions, layout, self.cells, self.shift)
+        told, poses = split_poses(self.model.recipe, self.actions)
+        if told is not None:
+            told = frame_actions(told, layout, self.cells, self.shift)
             told = told.repeat(branches, 1, 1)
+        if poses is not None and branches > 1:
+            poses, lowered = poses.repeat(branches, 1, 1, 1), repeat_items(lowered, branches)
         return self.model.backbone(
-            values, is_masked, layout, level, prompt, lowered, view, actions=told
+            values, is_masked, layout, level, prompt, lowered, view, actions=told, poses=poses
         )
 
     def _split(self, hidden: Tensor) -> tuple[Tensor, Tensor | None]:

@@ -23,7 +23,7 @@ from ..core.attention import Lowered, attend
 from ..core.cache import CacheView
 from ..core.layout import Copy, Layout
 from ..core.numerics import RowStableLinear, item_stable_attention, row_stable_activation
-from ..core.positions import rope_angles, rotate
+from ..core.positions import Positions, rope_angles
 
 
 def level_features(level: Float[Tensor, "*lead"], dim: int) -> Float[Tensor, "*lead dim"]:
@@ -122,14 +122,6 @@ def distance_bias(
     return -slope[:, None, None] * gap[:, None]
 
 
-@dataclass(frozen=True)
-class Angles:
-    """Rotary angles of the active rows and of all keys."""
-
-    active: tuple[Tensor, Tensor]
-    keys: tuple[Tensor, Tensor]
-
-
 Vectors = tuple[Tensor, ...]
 """Shift, scale and gate of attention, then of the MLP; scales already hold 1 + scale."""
 
@@ -156,7 +148,7 @@ class RowContext:
     """Per-row facts shared by all layers of one pass."""
 
     segments: list[tuple[int, int, Told]]
-    angles: Angles
+    positions: Positions
     sees_words: Tensor
     cross: list[tuple[Tensor, Tensor]] | None
     cross_valid: Tensor | None
@@ -204,37 +196,37 @@ class SelfAttention(nn.Module):
         self.temperature = nn.Parameter(torch.ones(heads, 1, 1))
 
     def forward(
-        self, x: Tensor, layer: int, angles: Angles, lowered: Lowered, view: CacheView | None,
+        self, x: Tensor, layer: int, positions: Positions, lowered: Lowered, view: CacheView | None,
         bias: Tensor | None = None,
     ) -> Tensor:  # fmt: skip
         """Attend from the active rows to the cached and active rows."""
         if view is None:
-            query, key, value = self._project(x, angles.active)
+            query, key, value = self._project(x, positions)
         elif view.cache.rotated:
-            query, key, value = self._project(x, angles.active)
+            query, key, value = self._project(x, positions)
             key, value = view.extend(layer, key, value)
         else:
             query, key, value = self._project(x, None)
-            query = rotate(query, angles.active)
+            query = positions.queries(query)
             key, value = view.extend(layer, key, value)
-            key = rotate(key, angles.keys)
+            key = positions.read(key)
         query = query * self.temperature.to(query.dtype)
         out = attend(query, key.to(query.dtype), value.to(query.dtype), lowered, bias=bias)
         return self.to_out(join_heads(out))
 
-    def store(self, x: Tensor, layer: int, angles: Angles, view: CacheView) -> None:
+    def store(self, x: Tensor, layer: int, positions: Positions, view: CacheView) -> None:
         """Stage keys and values without attending."""
-        _, key, value = self._project(x, angles.active if view.cache.rotated else None)
+        _, key, value = self._project(x, positions if view.cache.rotated else None)
         view.extend(layer, key, value)
 
     def _project(
-        self, x: Tensor, angles: tuple[Tensor, Tensor] | None
+        self, x: Tensor, positions: Positions | None
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Normalised queries and keys, rotated where angles are given, and values."""
+        """Normalised queries and keys, transformed where positions are given, and values."""
         heads = split_heads(self.to_qkv(x), self.head_dim)
         both, value = heads.split_with_sizes((self.heads + self.kv_heads, self.kv_heads), dim=1)
         both = rms_norm(both)
-        both = both if angles is None else rotate(both, angles)
+        both = both if positions is None else positions.active(both, self.heads)
         query, key = both.split_with_sizes((self.heads, self.kv_heads), dim=1)
         return query, key, value
 
@@ -302,7 +294,7 @@ class Layer(nn.Module):
         """Run attention, optional cross-attention and the MLP."""
         parts = [(a, b, self.vectors(layer, told)) for a, b, told in rows.segments]
         normed = modulate(rms_norm(x), parts, shift=0, scale=1)
-        attended = self.attention(normed, layer, rows.angles, lowered, view, rows.bias)
+        attended = self.attention(normed, layer, rows.positions, lowered, view, rows.bias)
         x = add_gated(x, attended, parts, gate=2)
         if self.cross is not None and rows.cross is not None:
             added = self.cross(x, rows.cross[layer], rows.cross_valid)
@@ -314,7 +306,7 @@ class Layer(nn.Module):
         """Stage this layer's keys and values: all that a commit pass needs of the last layer."""
         parts = [(a, b, self.vectors(layer, told)) for a, b, told in rows.segments]
         self.attention.store(
-            modulate(rms_norm(x), parts, shift=0, scale=1), layer, rows.angles, view
+            modulate(rms_norm(x), parts, shift=0, scale=1), layer, rows.positions, view
         )
 
     def vectors(self, layer: int, told: Told) -> Vectors:

@@ -18,6 +18,7 @@ from torch.nn import functional
 from ..core.attention import Lowered, NoMask
 from ..core.cache import CacheView, KVCache
 from ..core.numerics import ROW_MULTIPLE, RowStableLinear, item_stable_attention
+from ..core.positions import Rotary
 from .layers import Layer, RowContext, Told, Vectors, doubled_angles, rms_norm
 
 
@@ -40,6 +41,7 @@ def fits_single_row(
         and view.cache.keys[0].dtype == x.dtype
         and rows.cross is None
         and rows.bias is None
+        and isinstance(rows.positions, Rotary)
         and not torch.is_autocast_enabled("cpu")
         and _weights(layers, view.cache) is not None
     )
@@ -99,7 +101,8 @@ def run_single_rows(
     attention = layers[0].attention
     sizes = (attention.heads + attention.kv_heads, attention.kv_heads)
     key_sizes, head_dim = (attention.heads, attention.kv_heads), attention.head_dim
-    cos, sin = doubled_angles(rows.angles.active)
+    assert isinstance(rows.positions, Rotary), "only for passes that fit"
+    cos, sin = doubled_angles(rows.positions.rows)
     x = _widen(x[:, 0])
     known = _weights(layers, view.cache)
     assert known is not None, "only for layers that fit"

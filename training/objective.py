@@ -29,7 +29,7 @@ from ..core.plan import NUM_SENTINELS, DecodePlan, build_plan
 from ..core.schedule import scheduler_of
 from ..models.backbone import PreparedPrompt
 from ..models.generate import caption_codes
-from ..models.generator import TEXT_CODES, GenerativeModel, frame_actions
+from ..models.generator import TEXT_CODES, GenerativeModel, frame_actions, split_poses
 from ..models.heads.base import Head
 from .history import history_generators, history_level, resampled
 
@@ -168,13 +168,16 @@ class ModelStage:
             lowered: Their mask.
         """
         prompt, actions = self._prompt(indices, dropped), self._actions(indices)
-        told = None
-        if actions is not None:
+        told, poses = split_poses(self.recipe, actions)
+        if told is not None:
             cells = self.model.config.height * self.model.config.width
-            told = frame_actions(actions, layout, cells, self.recipe.layout.shift)
+            told = frame_actions(told, layout, cells, self.recipe.layout.shift)
+        if self.recipe.cache.nearest is not None:  # which views are seen differs from item to item
+            lowered = self.plan(torch.Generator())[0].lower(layout, layout, poses=poses)
         hidden = self.model.backbone(
-            batch.values, batch.is_masked, layout, batch.level, prompt, lowered, actions=told
-        )
+            batch.values, batch.is_masked, layout, batch.level, prompt, lowered, actions=told,
+            poses=poses,
+        )  # fmt: skip
         return hidden[:, batch.loss_rows]
 
     def _prompt(self, indices: Tensor, dropped: Tensor) -> PreparedPrompt:

@@ -45,7 +45,7 @@ def mask_self_check(stage: ModelStage, generator: torch.Generator) -> int:
     indices = torch.arange(min(SELF_CHECK_ITEMS, stage.num_items))
     plan, layout, lowered = stage.plan(generator)
     batch = stage.corrupt(stage.values[indices], plan, layout, generator)
-    visible = plan.table.visible(layout, layout).cpu()
+    visible = plan.table.visible(layout, layout, routes=plan.routes(layout)).cpu()
     reach = influence(visible, model.backbone.config.num_layers)
     is_data = (layout.source >= 0).cpu()
     shielded = (~reach).sum(0) * is_data

@@ -204,7 +204,7 @@ def test_masking_after_the_softmax(tiny, monkeypatch):
 
     plan = replace(plan)  # no lowered masks remembered
     monkeypatch.setattr(
-        plan, "lowered", lambda rows, view: dense_lower(plan, rows, view), raising=False
+        plan, "lowered", lambda rows, view, poses: dense_lower(plan, rows, view), raising=False
     )
     monkeypatch.setattr(layers, "attend", attend)
     assert compare(plan, decoder, contents).max_error > WRONG
