@@ -53,6 +53,12 @@ def combination_errors(recipe: "Recipe") -> list[str]:
             'head.kind = "patch"; set corruption.resample to 0'
         )
     errors += _distill_errors(recipe)
+    if recipe.backbone.route and (cache.window is not None or cache.write in ("token", "prefix")):
+        errors.append(
+            f"backbone.route = {recipe.backbone.route} chooses among all finished blocks, so none "
+            "may be dropped: leave cache.window out, and cache.write must keep blocks; or set "
+            "backbone.route to 0"
+        )
     if corruption.clean and layout.copies == 2:
         errors.append(
             f"corruption.clean = {corruption.clean:g} needs layout.copies = 1; "

@@ -89,6 +89,8 @@ class BackboneSpec(_Section):
     """Size of the transformer. `level` = which copies are told their noise level.
 
     `decay` > 0 lowers attention scores with distance along the first axis (frames of a video).
+    `route` > 0 lets a row read only that many of the finished blocks before its own, those whose
+    mean key fits it best; `route_per` says whether rows choose alone or with their block.
     `position` "rope" turns queries and keys by their place, "pose" by the camera of their frame
     (CaPE), in which case places within a frame are known by the learned table alone.
     """
@@ -101,6 +103,8 @@ class BackboneSpec(_Section):
     level: Literal["none", "adaln", "add"] = "none"
     rope_theta: float = Field(100.0, gt=1.0)
     decay: float = Field(0.0, ge=0.0, le=100.0)
+    route: int = Field(0, ge=0, le=4096)
+    route_per: Literal["query", "block"] = "query"
     position: Literal["rope", "pose"] = "rope"
 
     @model_validator(mode="after")

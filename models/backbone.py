@@ -28,9 +28,10 @@ from torch.utils.checkpoint import checkpoint
 from ..core.attention import Lowered, NoMask
 from ..core.cache import CacheView
 from ..core.grouping import PerLayer
-from ..core.layout import Copy, Layout
+from ..core.layout import Copy, Layout, Role
 from ..core.numerics import RowStableActivation, RowStableLinear, row_stable_activation
 from ..core.positions import Cameras, Positions, Rotary, inverse_transposed
+from ..core.routing import routing
 from .layers import (
     Layer,
     RowContext,
@@ -92,6 +93,10 @@ class BlockTransformer(ModelMixin, ConfigMixin):
         action_dim: int = 0,
         decay: float = 0.0,
         position: str = "rope",
+        route: int = 0,
+        route_per: str = "query",
+        action_codes: int = 0,
+        action_numbers: int = 0,
     ) -> None:
         """Build the layers.
 
@@ -117,6 +122,11 @@ class BlockTransformer(ModelMixin, ConfigMixin):
             action_dim: Numbers every data row is told through the modulation; 0 = none.
             decay: Scale by which scores fall with distance along the first axis; 0 = not.
             position: "rope", or "pose" for the camera of each row's frame.
+            route: Finished blocks a row reads, those whose mean key fits it best; 0 = all.
+            route_per: "query" or "block": who chooses them.
+            action_codes: Ids that ACTION rows hold, in their first code; 0 = no such rows.
+            action_numbers: Numbers that ACTION rows hold, in their first channels; 0 = no such
+                rows.
         """
         super().__init__()
         self.copies_modulated = [Copy[name.upper()] for name in modulate]
@@ -366,7 +376,11 @@ class BlockTransformer(ModelMixin, ConfigMixin):
         if self.config.decay:
             among = layout if view is None else view.layout
             bias = distance_bias(layout, among, self.config.num_heads, self.config.decay).to(dtype)
-        return RowContext(segments, positions, sees, prompt.cross, prompt.cross_valid, bias)
+        routed = None
+        if self.config.route:
+            among = layout if view is None else view.layout
+            routed = routing(layout, among, self.config.route, self.config.route_per)
+        return RowContext(segments, positions, sees, prompt.cross, prompt.cross_valid, bias, routed)
 
     def _positions(
         self, layout: Layout, view: CacheView | None, dtype: torch.dtype, poses: Tensor | None

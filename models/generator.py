@@ -119,6 +119,8 @@ class GenerativeModel(ModelMixin, ConfigMixin):
             action_dim=condition.actions - POSE_NUMBERS * condition.poses,
             decay=spec.backbone.decay,
             position=spec.backbone.position,
+            route=spec.backbone.route,
+            route_per=spec.backbone.route_per,
             prompt_dim=text.dim,
             num_prompt_rows=num_prompt_rows(spec),
             cross_attention=condition.cross,

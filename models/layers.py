@@ -24,6 +24,7 @@ from ..core.cache import CacheView
 from ..core.layout import Copy, Layout
 from ..core.numerics import RowStableLinear, item_stable_attention, row_stable_activation
 from ..core.positions import Positions, rope_angles
+from ..core.routing import Routing
 
 
 def level_features(level: Float[Tensor, "*lead"], dim: int) -> Float[Tensor, "*lead dim"]:
@@ -153,6 +154,7 @@ class RowContext:
     cross: list[tuple[Tensor, Tensor]] | None
     cross_valid: Tensor | None
     bias: Tensor | None = None
+    routing: Routing | None = None
 
 
 def modulate(x: Tensor, parts: Parts, *, shift: int, scale: int) -> Tensor:
@@ -197,7 +199,7 @@ class SelfAttention(nn.Module):
 
     def forward(
         self, x: Tensor, layer: int, positions: Positions, lowered: Lowered, view: CacheView | None,
-        bias: Tensor | None = None,
+        bias: Tensor | None = None, routing: Routing | None = None,
     ) -> Tensor:  # fmt: skip
         """Attend from the active rows to the cached and active rows."""
         if view is None:
@@ -211,6 +213,9 @@ class SelfAttention(nn.Module):
             key, value = view.extend(layer, key, value)
             key = positions.read(key)
         query = query * self.temperature.to(query.dtype)
+        if routing is not None:
+            chosen = routing.bias(query, key.to(query.dtype))
+            bias = chosen if bias is None else bias + chosen
         out = attend(query, key.to(query.dtype), value.to(query.dtype), lowered, bias=bias)
         return self.to_out(join_heads(out))
 
@@ -294,7 +299,9 @@ class Layer(nn.Module):
         """Run attention, optional cross-attention and the MLP."""
         parts = [(a, b, self.vectors(layer, told)) for a, b, told in rows.segments]
         normed = modulate(rms_norm(x), parts, shift=0, scale=1)
-        attended = self.attention(normed, layer, rows.positions, lowered, view, rows.bias)
+        attended = self.attention(
+            normed, layer, rows.positions, lowered, view, rows.bias, rows.routing
+        )
         x = add_gated(x, attended, parts, gate=2)
         if self.cross is not None and rows.cross is not None:
             added = self.cross(x, rows.cross[layer], rows.cross_valid)

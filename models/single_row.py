@@ -42,6 +42,7 @@ def fits_single_row(
         and rows.cross is None
         and rows.bias is None
         and isinstance(rows.positions, Rotary)
+        and rows.routing is None
         and not torch.is_autocast_enabled("cpu")
         and _weights(layers, view.cache) is not None
     )

@@ -51,6 +51,11 @@ VARIANTS = [
     ("image/llamagen", ("backbone.kv_heads=1",)),
     ("image/llamagen", ("cache.keys=rotated",)),
     ("image/acdit", ("cache.keys=rotated", "cache.window=2")),
+    # Rows that read a few of the finished blocks only.
+    ("image/acdit", ("backbone.route=1",)),
+    ("image/acdit", ("backbone.route=1", "backbone.route_per=block", "cache.write=separate")),
+    ("image/block_masked", ("backbone.route=1", "backbone.kv_heads=1", "cache.keys=rotated")),
+    ("image/causalfusion", ("backbone.route=1",)),
 ]
 
 

@@ -182,6 +182,26 @@ def test_decay_turns_far_frames_off(tiny):
     assert states[100] < 0.5 * states[0]
 
 
+def test_routed_rows_read_fewer_blocks_and_all_of_them_where_few_are_past(tiny):
+    states = {}
+    for route in (0, 1, 4):
+        settings = (f"backbone.route={route}", "cache.window=null", "condition.actions=0")
+        model = tiny.model("video/teacher_forcing", *settings, std=0.3)
+        plan = build_plan(model.recipe, 4, 4)
+        layout, prompt = plan.training_layout(), model.unprompted(1)
+        rng = torch.Generator().manual_seed(0)
+        rows = torch.randn(1, layout.num_tokens, tiny.channels, generator=rng)
+        lowered, hidden = plan.lower(layout, layout), layout.level[None] > 1
+        with torch.no_grad():
+            states[route] = model.backbone(
+                rows, hidden, layout, layout.level[None], prompt, lowered
+            )[0]
+    late = layout.block >= 2
+    assert torch.allclose(states[4], states[0], atol=1e-6)
+    assert torch.allclose(states[1][~late], states[0][~late], atol=1e-6)
+    assert (states[1] - states[0])[late].abs().amax(-1).min() > 1e-4
+
+
 def test_batched_layouts_are_refused():
     model = BlockTransformer(dim=16, num_layers=1, num_heads=2, num_sources=4).eval()
     from blockloom.core.layouts import flat
