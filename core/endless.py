@@ -21,11 +21,20 @@ MEMO_LIMIT = 64
 """Remembered layouts; blocks that have passed are never asked for again."""
 
 
+def repeats(sizes: list[int]) -> bool:
+    """Tell whether a list is a shorter one twice or more often."""
+    return any(
+        len(sizes) % period == 0 and sizes == sizes[:period] * (len(sizes) // period)
+        for period in range(1, len(sizes) // 2 + 1)
+    )
+
+
 class EndlessPlan(DecodePlan):
     """Blocks 0, 1, 2, ... without end.
 
     Only for plans whose cache forgets: with a window, without sinks (their distance to the present
-    would grow beyond anything training saw), and blocks of one size.
+    would grow beyond anything training saw), and block sizes that repeat (one size, or the two of
+    a frame and its action).
     """
 
     def __init__(self, plan: DecodePlan) -> None:
@@ -48,7 +57,7 @@ class EndlessPlan(DecodePlan):
                 f'schedule.matrix = "{self.matrix}" in an endless rollout, which takes one block '
                 'after the other; set schedule.matrix to "autoregressive"'
             )
-        sizes = {len(rows) for rows in self.rows_of_block}
+        sizes = [len(rows) for rows in self.rows_of_block]
         if self.window is None or self.write not in ("separate", "fused", "block"):
             raise UsageError(
                 "an endless rollout needs cache.window and cache.write = separate, fused or block; "
@@ -56,10 +65,10 @@ class EndlessPlan(DecodePlan):
             )
         if self.sink:
             raise UsageError(f"cache.sink = {self.sink} in an endless rollout; set cache.sink to 0")
-        if len(sizes) > 1 or len(self.rows_of_block) < 2:
+        if not repeats(sizes):
             raise UsageError(
-                f"an endless rollout needs at least two blocks of one size; got "
-                f"{[len(rows) for rows in self.rows_of_block]} rows; change layout.frames"
+                f"an endless rollout needs at least two blocks of one size, or sizes that repeat; "
+                f"got {sizes} rows; change layout.frames"
             )
         axis = self.content.position[:, 0]
         self._period = float(axis.max() - axis.min()) + 1

@@ -34,6 +34,7 @@ class Role(IntFlag):
     COND = 8
     LAST = 16
     KEEP = 32
+    ACTION = 64
 
 
 INT_ATTRIBUTES = (

@@ -25,6 +25,7 @@ from .layout_streams import (
 
 __all__ = [
     "DelayPattern",
+    "acting_frames",
     "draft_tree",
     "flat",
     "frames",
@@ -126,6 +127,36 @@ def frames(num_frames: int, height: int, width: int, frames_per_block: int = 1) 
         group=site,
         position=torch.stack([frame, site // width, site % width], -1),
     )
+
+
+def acting_frames(num_frames: int, height: int, width: int) -> Layout:
+    """Lay out frames, each followed by one row that holds what is done in it.
+
+    Args:
+        num_frames: Number of latent frames.
+        height: Patch rows of a frame.
+        width: Patch columns of a frame.
+
+    Returns:
+        Two blocks per step, the frame and its ACTION row, which stands in the middle of the frame's
+        positions; `source` counts rows, so a step has `height * width + 1` slots.
+
+    Raises:
+        ValueError: A size below 1.
+
+    Source: the physical token of PAR (arXiv:2508.09822), a frame and an action.
+    """
+    seen = frames(num_frames, height, width)
+    step = torch.arange(num_frames)
+    middle = torch.tensor([(height - 1) / 2, (width - 1) / 2]).expand(num_frames, 2)
+    done = Layout.make(
+        num_frames,
+        block=step,
+        role=int(Role.ACTION),
+        position=torch.cat((step[:, None].float(), middle), -1),
+    )
+    woven = interleave([seen, done])
+    return woven.replace(source=woven.order)
 
 
 def prefix(

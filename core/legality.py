@@ -67,6 +67,13 @@ def combination_errors(recipe: "Recipe") -> list[str]:
     if layout.split == "random" and layout.copies != 2:
         errors.append('layout.split = "random" needs layout.copies = 2; set "fixed"')
     alone = layout.copies == 1 and cache.write not in ("block", "fused")
+    if corruption.share < 1 and (
+        layout.copies == 1 or corruption.per == "flight" or corruption.weight == "segment"
+    ):
+        errors.append(
+            f"corruption.share = {corruption.share:g} needs layout.copies = 2, and neither "
+            'per = "flight" nor weight = "segment"; set corruption.share to 1'
+        )
     alone &= recipe.schedule.matrix == "autoregressive"
     if head.kind == "patch" and alone and layout.block != "all":
         errors.append(
@@ -86,6 +93,7 @@ def combination_errors(recipe: "Recipe") -> list[str]:
     if (layout.kind == "stream") != (layout.text_tokens > 0):
         errors.append("layout.text_tokens must be > 0 exactly when layout.kind is stream; try 32")
     return errors
+    errors += _acting_errors(recipe)
 
 
 def _context_errors(recipe: "Recipe") -> list[str]:

@@ -18,8 +18,8 @@ from .cache import CacheView
 from .corruption import segment_sizes
 from .grouping import PerLayer, lower_layers
 from .layout import Copy, Layout, Role
+from .layouts import acting_frames, grid, prefix, two_copy
 from .layouts import frames as lay_out_frames
-from .layouts import grid, prefix, two_copy
 from .masks import MaskTable
 from .poses import routes_of
 from .recipe import Recipe, frames_per_block
@@ -277,7 +277,9 @@ def build_plan(
         The plan.
     """
     layout = recipe.layout
-    if layout.kind == "frames":
+    if recipe.acting is not None:
+        content = acting_frames(frames or layout.frames, height, width)
+    elif layout.kind == "frames":
         content = _clip(layout.block, frames or layout.frames, height, width)
     elif layout.kind == "stream":
         content = _stream(layout.text_tokens, height, width, span, bool(layout.spans))

@@ -129,7 +129,9 @@ class CorruptionSpec(_Section):
     `context` > 0 also damages the clean copy (what later blocks look back on), without telling the
     model: up to that share of an item's tokens is swapped for another item's (tokens), or noise up
     to that level is added (latents). A model trained so leans on the prompt and forgives its own
-    mistakes when it decodes. `clean` is for recipes with one copy: the share of blocks that stay
+    mistakes when it decodes. `share` < 1 predicts, in one training step, only that share of the
+    blocks, drawn anew each time; the others are context only, which costs less (rows of actions are
+    always predicted). `clean` is for recipes with one copy: the share of blocks that stay
     clean and carry no loss, so that training sees finished context. `per`: levels and ratios are
     drawn per item, per block, or rise over the blocks that are in flight together. `resample` is
     the share of steps whose clean copy is the model's own: redrawn from a level shifted by
@@ -149,6 +151,7 @@ class CorruptionSpec(_Section):
     resample: float = Field(0.0, ge=0.0, le=1.0)
     resample_shift: float = Field(0.6, gt=0.0, le=100.0)
     clean: float = Field(0.0, ge=0.0, lt=1.0)
+    share: float = Field(1.0, gt=0.0, le=1.0)
 
 
 class ScheduleSpec(_Section):

@@ -288,6 +288,29 @@ class Rollout:
         noise = per_item_randn(clean.shape[1:], self._streams(), clean.device).to(clean.dtype)
         kept[:, source] = flow_noise(clean, noise, self.plan.context_noise)
 
+    def amend(self, block: int, values: Tensor) -> None:
+        """Replace a generated block by what was observed, before anything has looked back on it.
+
+        With fused commits a finished block waits for the next pass to become permanent; until then
+        its rows have not run, so the cache that follows is that of a rollout which was given the
+        observation.
+
+        Args:
+            block: The block finished last.
+            values: Its observed values [batch, slots of the block, channels].
+
+        Raises:
+            UsageError: The block is already permanent, or not finished.
+
+        Source: PAR (arXiv:2508.09822), whose observed frame replaces the predicted one.
+        """
+        if block < 0 or not any(int(rows.block[0]) == block for rows in self.pending):
+            raise UsageError(
+                f"block {block} cannot be replaced by an observation: only the block finished last "
+                'can, before the next one runs, with cache.write = "fused"'
+            )
+        self.values[:, self.plan.sources(block)] = values.to(self.values)
+
     def _evict(self, next_block: int) -> None:
         """Drop what no row of `next_block` or later can see."""
         if self.cache is not None and self.plan.window is not None:

@@ -140,6 +140,10 @@ class BlockTransformer(ModelMixin, ConfigMixin):
         else:
             self.embed_latents = RowStableLinear(latent_channels, dim)
             self.embed_noisy = RowStableLinear(latent_channels, dim)
+        if action_codes:
+            self.embed_done = nn.Embedding(action_codes, dim)
+        elif action_numbers:
+            self.embed_done = RowStableLinear(action_numbers, dim)
         self.mask_row = nn.Parameter(torch.randn(dim) * 0.02)
         self.position_table = nn.Embedding(num_sources, dim)
         nn.init.normal_(self.position_table.weight, std=0.1)
@@ -221,7 +225,12 @@ class BlockTransformer(ModelMixin, ConfigMixin):
         )
 
     def _embed(self, values: Tensor, is_masked: Tensor, layout: Layout) -> Tensor:
-        """Embed data rows: codes summed over codebooks, or latents, by copy."""
+        """Embed data rows: codes summed over codebooks, or latents, by copy; actions by role."""
+        is_action = ((layout.role & int(Role.ACTION)) != 0)[..., None]
+        acts = hasattr(self, "embed_done")
+        done = values
+        if acts:  # ids of actions are none of the frames' codes
+            values = values.masked_fill(is_action, 0)
         if self.config.value == "code":
             rows = self.embed_codes(values + self.code_offset).sum(-2)
         else:
@@ -231,7 +240,16 @@ class BlockTransformer(ModelMixin, ConfigMixin):
                 rows = self.embed_latents(values)
             else:
                 rows = torch.where(noisy, self.embed_noisy(values), self.embed_latents(values))
+        if acts:
+            rows = torch.where(is_action, self._embed_actions(done, is_action), rows)
         return torch.where(is_masked[..., None], self.mask_row.to(rows.dtype), rows)
+
+    def _embed_actions(self, values: Tensor, is_action: Tensor) -> Tensor:
+        """Embed what ACTION rows hold; other rows come out as anything."""
+        if self.config.action_codes:
+            ids = values[..., :1].masked_fill(~is_action, 0)
+            return self.embed_done(ids[..., 0].long())
+        return self.embed_done(values[..., : self.config.action_numbers].to(self.mask_row.dtype))
 
     def _rows(
         self, values: Tensor, is_masked: Tensor, layout: Layout, prompt: PreparedPrompt

@@ -12,19 +12,21 @@ from diffusers import ConfigMixin, ModelMixin
 from diffusers.configuration_utils import register_to_config
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
+from torch.nn import functional
 
 from ..core.attention import Lowered
 from ..core.cache import CacheView, KVCache
+from ..core.errors import ModelError
 from ..core.grouping import PerLayer, repeat_items
 from ..core.layout import Layout
 from ..core.plan import NUM_SENTINELS, DecodePlan, num_prompt_rows
 from ..core.poses import POSE_NUMBERS, poses_of
-from ..core.recipe import Recipe, TextSpec, recipe_from_dict
+from ..core.recipe import ActingSpec, HeadSpec, Recipe, TextSpec, recipe_from_dict
 from ..core.rollout import Draw
 from ..core.schedulers.base import Row
 from .backbone import BlockTransformer, PreparedPrompt, repeat_prompt
 from .heads import build_head
-from .heads.base import RowHead, guided
+from .heads.base import Head, RowHead, guided
 from .pretrained_text import PretrainedTextEncoder
 from .text import HashTextEncoder, PromptEmbeds
 
@@ -32,12 +34,11 @@ TEXT_CODES = 128
 """Ids that caption characters add to a joint vocabulary: ASCII, 0 = end and padding."""
 
 
-def head_settings(recipe: Recipe) -> dict[str, Any]:
-    """Select the settings a head kind takes from the recipe's head section."""
-    head = recipe.head
+def head_settings(head: HeadSpec, label_smoothing: float = 0.0) -> dict[str, Any]:
+    """Select the settings a head kind takes from a head section."""
     mlp = {"width": head.width, "depth": head.depth}
     settings: dict[str, dict[str, Any]] = {
-        "categorical": {"label_smoothing": recipe.corruption.label_smoothing},
+        "categorical": {"label_smoothing": label_smoothing},
         "patch": {"prediction": head.objective, "modulated": False},
         "diffusion": mlp
         | {
@@ -102,7 +103,8 @@ class GenerativeModel(ModelMixin, ConfigMixin):
         extra = TEXT_CODES + NUM_SENTINELS if stream else 0
         slots = height * width + spec.layout.text_tokens + (NUM_SENTINELS if stream else 0)
         vocab = codebook_size + extra
-        text, condition = spec.text, spec.condition
+        text, condition, acting = spec.text, spec.condition, spec.acting
+        slots += acting is not None
         self.text_encoder = text_encoder_of(text)
         self.backbone = BlockTransformer(
             dim=spec.backbone.dim,
@@ -127,9 +129,12 @@ class GenerativeModel(ModelMixin, ConfigMixin):
             level=spec.backbone.level,
             modulate=condition.modulate if condition.adaln else (),
             sees_words=condition.modulate if condition.cross else (),
+            action_codes=acting.codes if acting else 0,
+            action_numbers=acting.numbers if acting else 0,
         )
+        self.action_head = None if acting is None else _action_head(acting, spec, latent_channels)
         self.head = build_head(
-            head_settings(spec),
+            head_settings(spec.head, spec.corruption.label_smoothing),
             spec.backbone.dim,
             codebook_size=vocab or None,
             num_codebooks=num_codebooks,
@@ -139,6 +144,17 @@ class GenerativeModel(ModelMixin, ConfigMixin):
             self.register_buffer(
                 "allowed", allowed_codes(spec, height * width, codebook_size), persistent=False
             )
+
+    @property
+    def slots_per_frame(self) -> int:
+        """Data slots of a frame: its tokens, and one for what is done in it where it acts."""
+        return self.config.height * self.config.width + (self.action_head is not None)
+
+    def is_action(self, source: Int[Tensor, "*rows"]) -> Bool[Tensor, "*rows"]:
+        """Tell which data slots hold actions: the last of every frame, where the model acts."""
+        if self.action_head is None:
+            return torch.zeros_like(source, dtype=torch.bool)
+        return source % self.slots_per_frame == self.slots_per_frame - 1
 
     @property
     def uses_prompt(self) -> bool:
@@ -163,6 +179,25 @@ class GenerativeModel(ModelMixin, ConfigMixin):
         """Prepare the empty prompt: only the learned start row where the layout has one."""
         null = self.text_encoder.null(batch, self.recipe.text.words)
         return self.backbone.prepare_prompt(null.embeds, null.is_valid, null.pooled)
+
+
+def _action_head(acting: ActingSpec, recipe: Recipe, latent_channels: int) -> Head:
+    """Build the head of ACTION rows.
+
+    Raises:
+        ModelError: actions of more numbers than a frame token has channels to hold them.
+    """
+    if acting.numbers > latent_channels:
+        raise ModelError(
+            f"acting.numbers = {acting.numbers} do not fit the {latent_channels} channels of a "
+            f"token; set acting.codes, or at most {latent_channels} numbers"
+        )
+    return build_head(
+        head_settings(acting.head),
+        recipe.backbone.dim,
+        codebook_size=acting.codes or None,
+        latent_channels=acting.numbers or None,
+    )
 
 
 def allowed_codes(recipe: Recipe, cells: int, codebook_size: int) -> Bool[Tensor, "slots vocab"]:
@@ -330,19 +365,29 @@ class ModelDecoder:
     ) -> Draw:
         """Sample values for the slots `source` under the row's temperature and guidance."""
         cond, uncond = self._split(hidden)
+        head, acts = self.model.head, bool(self.model.is_action(source).any())
+        if acts and self.model.action_head is not None:
+            head = self.model.action_head
         settings: dict[str, Any] = {
             "uncond_hidden": uncond,
             "guidance_scale": row.guidance_scale,
             "temperature": row.temperature,
         }
-        if self.model.head.value == "code":
+        if head.value == "code":
             # One token in one row: there is no other to prefer, so nobody asks how sure it was.
             measure = len(source) > 1 or not row.is_last
             settings |= {"top_k": self.top_k, "top_p": self.top_p, "measure": measure}
             if hasattr(self.model, "allowed"):
                 settings["allowed"] = self.model.allowed[source]
-        sample = self.model.head.sample(cond, generators, **settings)
-        return Draw(sample.values, sample.stats)
+        sample = head.sample(cond, generators, **settings)
+        return Draw(self._widened(sample.values) if acts else sample.values, sample.stats)
+
+    def _widened(self, drawn: Tensor) -> Tensor:
+        """Fill up an action to the width and the kind of number of a frame's token."""
+        config = self.model.config
+        width = config.num_codebooks if config.codebook_size else config.latent_channels
+        wide = functional.pad(drawn, (0, width - drawn.shape[-1]))
+        return wide if config.codebook_size else wide.to(self.model.dtype)
 
     def predict(self, hidden: Tensor, row: Row) -> Tensor:
         """Predict velocity or noise, guided."""

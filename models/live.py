@@ -91,15 +91,32 @@ class LiveRollout:
             UsageError: wrong shapes.
         """
         self._open(actions)
-        source = self.plan.sources(self.block)
-        wanted = (self.items, len(source), self._rollout.values.shape[-1])
-        if tuple(values.shape) != wanted:
-            raise UsageError(f"given frames have shape {tuple(values.shape)}; legal {wanted}")
+        source = self._checked_source(self.block, values)
         self._rollout.values[:, source] = values.to(self._rollout.values)
         self._rollout.is_known[:, source] = self._rollout.given[:, source] = True
         for _ in self._rollout.block_events(self.block):
             pass
         self._close()
+
+    def amend(self, values: Tensor) -> None:
+        """Replace the block generated last by what was observed; see `Rollout.amend`.
+
+        Args:
+            values: Codes or latents [items, slots of the block, channels], clean.
+
+        Raises:
+            UsageError: wrong shapes, or a block that is permanent already.
+        """
+        self._checked_source(self.block - 1, values)
+        self._rollout.amend(self.block - 1, values)
+
+    def _checked_source(self, block: int, values: Tensor) -> Tensor:
+        """Return the slots of a block that values are for."""
+        source = self.plan.sources(block)
+        wanted = (self.items, len(source), self._rollout.values.shape[-1])
+        if tuple(values.shape) != wanted:
+            raise UsageError(f"given frames have shape {tuple(values.shape)}; legal {wanted}")
+        return source
 
     @torch.no_grad()
     def events(

@@ -17,6 +17,7 @@ from .bsq import BSQTokenizer
 from .fsq import FSQTokenizer
 from .kl import KLTokenizer
 from .light import LightFSQTokenizer, LightTokenizer
+from .mosaic import MosaicTokenizer
 from .pixels import PaletteTokenizer, PatchTokenizer
 from .sigma import SigmaVAETokenizer
 from .vq import VQTokenizer
@@ -31,6 +32,7 @@ TOKENIZERS: dict[str, type[Any]] = {
     "sigma": SigmaVAETokenizer,
     "light": LightTokenizer,
     "light_fsq": LightFSQTokenizer,
+    "mosaic": MosaicTokenizer,
     "autoencoder_kl": AutoencoderKLTokenizer,
     "vq_model": VQModelTokenizer,
 }

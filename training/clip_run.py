@@ -102,16 +102,20 @@ def train_clip_tokenizer(
         balance: Lets windows of rare kinds come more often, as `train.balance` does.
 
     Returns:
-        The report of the loop, and the PSNR of held-out windows in dB where there are any.
+        The report of the loop (of a mosaic, which is picked and not trained, the number of its
+        pictures), and the PSNR of held-out windows in dB where there are any.
     """
     length = frames or _window_frames(tokenizer)
     seen = clips.only("train")
     train: Any = PixelWindows(seen, length, max(1, length // 2))
     train.windows = _balanced(train.windows, seen, balance)
     if isinstance(getattr(tokenizer, "inner", None), MosaicTokenizer):
-        return fit_mosaic(tokenizer, train, config, folder)
-    report = train_tokenizer(tokenizer, train, config, folder, init_from=init_from, resume=resume)
-    result = vars(report) | {"checkpoint": str(report.checkpoint)}
+        result = fit_mosaic(tokenizer, train, config, folder)
+    else:
+        report = train_tokenizer(
+            tokenizer, train, config, folder, init_from=init_from, resume=resume
+        )
+        result = vars(report) | {"checkpoint": str(report.checkpoint)}
     held_out = held_out_clips(clips)
     if held_out is not None:
         result["held_out_psnr_db"] = clip_psnr(tokenizer, PixelWindows(held_out, length, length))
@@ -130,7 +134,7 @@ def fit_mosaic(
         folder: Output folder.
 
     Returns:
-        Pictures in use, and the mean PSNR of training frames in dB.
+        The number of pictures in use.
     """
     order = torch.randperm(len(train), generator=torch.Generator().manual_seed(config.seed))
     mosaic: Any = tokenizer.inner
@@ -139,7 +143,7 @@ def fit_mosaic(
         for part in order.split(config.batch_size)
     )
     save_half(tokenizer.eval(), folder / "final")
-    return {"pictures": used, "psnr_db": clip_psnr(tokenizer, train)}
+    return {"pictures": used}
 
 
 def _window_frames(tokenizer: Any) -> int:

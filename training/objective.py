@@ -4,12 +4,13 @@ The same plan that decodes lays out the training forward, and the same table mas
 knows no recipe by name; it reads the recipe's fields.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from ..core.attention import Lowered
@@ -24,8 +25,9 @@ from ..core.corruption import (
     swap_tokens,
 )
 from ..core.grouping import PerLayer
-from ..core.layout import Copy, Layout
+from ..core.layout import Copy, Layout, Role
 from ..core.plan import NUM_SENTINELS, DecodePlan, build_plan
+from ..core.recipe import Recipe
 from ..core.schedule import scheduler_of
 from ..models.backbone import PreparedPrompt
 from ..models.generate import caption_codes
@@ -57,6 +59,37 @@ def stream_values(
     first = codebook_size + TEXT_CODES
     marks = torch.arange(first, first + NUM_SENTINELS).expand(len(captions), -1)
     return torch.cat((text, codes[..., 0].cpu(), marks), 1)[..., None]
+
+
+def predicted_part(layout: Layout, share: float, generator: torch.Generator) -> Layout:
+    """Leave out the noisy copy of some blocks, which then are context only.
+
+    No other block sees a block's noisy rows, so the rows that stay compute what they did.
+
+    Args:
+        layout: Two copies, one-dimensional.
+        share: Share of blocks that keep their noisy copy, in [0, 1]; at least one does above 0.
+            Blocks of ACTION rows always keep theirs and are not counted.
+        generator: Draws which.
+    """
+    acts = (layout.role & int(Role.ACTION)) != 0
+    blocks = layout.block[(layout.copy == Copy.NOISY) & ~acts].unique()
+    order = torch.randperm(len(blocks), generator=generator)
+    chosen = blocks[order[: min(len(blocks), math.ceil(share * len(blocks) - 1e-6))]]
+    stays = (layout.copy != Copy.NOISY) | acts | torch.isin(layout.block, chosen)
+    return layout.take(stays.nonzero()[:, 0])
+
+
+def unknown_slots(values: Tensor) -> Bool[Tensor, "items slots"]:
+    """Tell of which slots nothing is known: code -1, or latents that are not a number."""
+    return (values.isnan() if values.is_floating_point() else values < 0).any(-1)
+
+
+def action_values(recipe: Recipe, values: Tensor) -> Tensor:
+    """Cut out of slots as wide as a frame's token what an action is: one id, or its numbers."""
+    acting = recipe.acting
+    assert acting is not None
+    return values[..., :1].long() if acting.codes else values[..., : acting.numbers]
 
 
 class ModelStage:
@@ -94,8 +127,15 @@ class ModelStage:
         self.scheduler = scheduler_of(self.recipe)
         layout = self.recipe.layout
         self.varies = layout.permute == "random" or layout.split == "random" or layout.spans > 0
-        self.varies |= self.recipe.schedule.matrix == "rolling"
+        self.varies |= self.recipe.schedule.matrix == "rolling" or 0 < self._share < 1
         self._fixed: tuple[DecodePlan, Layout, Lowered | PerLayer] | None = None
+
+    @property
+    def _share(self) -> float:
+        """Share of the blocks (of frames, where actions are tokens) that is predicted at once."""
+        acting = self.recipe.acting
+        learns = acting is None or acting.frame_weight > 0
+        return self.recipe.corruption.share if learns else 0.0
 
     @property
     def num_items(self) -> int:
@@ -123,7 +163,10 @@ class ModelStage:
             generator=generator if self.varies else None,
             span=span,
         )
-        rows = plan.training_layout().to(self.values.device)
+        rows = plan.training_layout()
+        if self._share < 1:
+            rows = predicted_part(rows, self._share, generator)
+        rows = rows.to(self.values.device)
         backend = "dense" if self.varies else "auto"
         result = (plan, rows, plan.lower(rows, rows, backend))
         if not self.varies:
@@ -149,10 +192,53 @@ class ModelStage:
         batch = self.corrupt(values, plan, layout, generator)
         self.rewrite_history(batch, values, indices, dropped, generator)
         hidden = self.hidden_states(indices, dropped, batch, layout, lowered)
+        if self.recipe.acting is not None:
+            return self.acting_loss(hidden, batch, layout, generator)
         loss = self.token_loss(hidden, batch, generator)
         total = (loss * batch.weight).sum() / batch.weight.sum().clamp_min(1e-8)
         counted = batch.weight > 0
         return total, {"token_loss": float(loss.detach()[counted].mean())}
+
+    def acting_loss(
+        self, hidden: Tensor, batch: Batch, layout: Layout, generator: torch.Generator
+    ) -> tuple[Float[Tensor, ""], dict[str, float]]:
+        """Add up the losses of frames and of actions, each the mean over its own rows.
+
+        Args:
+            hidden: States of the rows that carry the loss.
+            batch: From `corrupt`.
+            layout: Rows of the forward.
+            generator: All randomness of the step.
+
+        Returns:
+            `frame_weight` times the frames' mean loss plus `weight` times the actions'; both means.
+        """
+        acting = self.recipe.acting
+        assert acting is not None
+        losses = self.role_losses(hidden, batch, layout, generator)
+        means = [(loss * weight).sum() / weight.sum().clamp_min(1e-8) for loss, weight in losses]
+        total = acting.frame_weight * means[0] + acting.weight * means[1]
+        names = ("frame_loss", "action_loss")
+        return total, {name: float(mean.detach()) for name, mean in zip(names, means, strict=True)}
+
+    def role_losses(
+        self, hidden: Tensor, batch: Batch, layout: Layout, generator: torch.Generator
+    ) -> list[tuple[Tensor, Tensor]]:
+        """Ask the head of frames and the head of actions for the losses of their rows.
+
+        Returns:
+            Losses and weights [batch, rows], of frames and of actions.
+        """
+        acts = self.model.is_action(layout.source[batch.loss_rows])
+        heads = (self.model.head, self.model.action_head)
+        parts = []
+        for head, rows in zip(heads, (~acts, acts), strict=True):
+            assert head is not None
+            target = batch.target[:, rows]
+            if head is self.model.action_head:
+                target = action_values(self.recipe, target)
+            parts.append((head.loss(hidden[:, rows], target, generator), batch.weight[:, rows]))
+        return parts
 
     def hidden_states(
         self, indices: Tensor, dropped: Tensor, batch: Batch, layout: Layout,
@@ -225,7 +311,15 @@ class ModelStage:
     def corrupt(
         self, values: Tensor, plan: DecodePlan, layout: Layout, generator: torch.Generator
     ) -> Batch:
-        """Turn clean items into one training forward, as the recipe's corruption says."""
+        """Turn clean items into one training forward, as the recipe's corruption says.
+
+        Slots of which nothing is known (`unknown_slots`) are filled and carry no loss.
+        """
+        if self.recipe.acting is not None and bool((unknown := unknown_slots(values)).any()):
+            filled = torch.where(unknown[..., None], torch.zeros_like(values), values)
+            batch = self.corrupt(filled, plan, layout, generator)
+            batch.weight = batch.weight * ~unknown[:, layout.source[batch.loss_rows]]
+            return batch
         source = layout.source.clamp_min(0)
         clean = values[:, source]
         kind = self.recipe.corruption.kind

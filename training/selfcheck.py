@@ -66,7 +66,9 @@ def mask_self_check(stage: ModelStage, generator: torch.Generator) -> int:
     if changed.is_floating_point():
         changed[:, row] += 1
     else:
-        changed[:, row] = (changed[:, row] + 1) % model.config.codebook_size
+        acting = model.recipe.acting
+        known = min(filter(None, (model.config.codebook_size, acting and acting.codes)))
+        changed[:, row] = (changed[:, row] + 1) % known
     moved = (states(changed, is_masked) != before).any(-1).any(0).cpu()
     model.train(was_training)
     leaks = (moved & ~reach[:, row]).nonzero()[:, 0].tolist()
