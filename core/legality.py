@@ -8,6 +8,9 @@ import re
 from difflib import get_close_matches
 from typing import TYPE_CHECKING
 
+POSE_NUMBERS = 16
+"""Numbers of a camera's pose: its 4 x 4 matrix, row by row."""
+
 if TYPE_CHECKING:
     from .recipe import LayoutSpec, Recipe
 
@@ -195,7 +198,7 @@ def _pose_errors(recipe: "Recipe") -> list[str]:
     """What cameras beside the frames need."""
     cache, condition, layout = recipe.cache, recipe.condition, recipe.layout
     errors = []
-    if condition.poses and (condition.actions < 16 or layout.block != "frame"):
+    if condition.poses and (condition.actions < POSE_NUMBERS or layout.block != "frame"):
         errors.append(
             f"condition.poses with condition.actions = {condition.actions} and layout.block = "
             f'{layout.block!r} needs 16 actions or more and "frame"; set condition.poses to false'

@@ -13,9 +13,10 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from .errors import UsageError
+from .legality import POSE_NUMBERS
 
-POSE_NUMBERS = 16
-"""Numbers of a pose: its matrix, row by row."""
+__all__ = ["POSE_NUMBERS", "nearest_blocks", "poses_of", "require_poses", "routes_of"]
+
 LARGEST = 1e3
 TOLERANCE = 1e-3
 

@@ -88,6 +88,8 @@ class ConditionSpec(_Section):
 class BackboneSpec(_Section):
     """Size of the transformer. `level` = which copies are told their noise level.
 
+    `level_rate` is the highest frequency of the sinusoids that tell it, in radians: low where
+    training differentiates by the level (consistency models), which sees all of their slope.
     `decay` > 0 lowers attention scores with distance along the first axis (frames of a video).
     `route` > 0 lets a row read only that many of the finished blocks before its own, those whose
     mean key fits it best; `route_per` says whether rows choose alone or with their block.
@@ -101,6 +103,7 @@ class BackboneSpec(_Section):
     kv_heads: int | None = Field(None, ge=1)
     mlp_ratio: float = Field(8 / 3, gt=0.0, le=16.0)
     level: Literal["none", "adaln", "add"] = "none"
+    level_rate: float = Field(1000.0, gt=0.0, le=1e5)
     rope_theta: float = Field(100.0, gt=1.0)
     decay: float = Field(0.0, ge=0.0, le=100.0)
     route: int = Field(0, ge=0, le=4096)

@@ -97,21 +97,23 @@ def block_prefix(left_blocks: int | None = None) -> MaskTable:
 
 @_register("block_diffusion", "causal_fusion")
 def block_diffusion(
-    window: int | None = None, sink: bool = False, route: str | None = None
-) -> MaskTable:
+    window: int | None = None, sink: bool = False, route: str | None = None,
+    nearest: int | None = None,
+) -> MaskTable:  # fmt: skip
     """Noisy blocks read the clean past and themselves (BD3-LM, ACDiT, MAGI-CTF, CausalFusion).
 
     Args:
         window: Blocks a query may see, its own counted and sinks not; None = all.
         sink: Whether SINK rows stay visible outside the window.
         route: Name of a routing table that picks past blocks for the noisy rows.
+        nearest: Past blocks a query may see, those nearest by pose; not beside a window.
 
     Source: BD3-LM (arXiv:2503.09573), ACDiT (arXiv:2412.07720).
     """
     return _table(
         {
-            "C->C": _windowed(LE("block"), "block", window, sink),
-            "N->C": _windowed(LT("block"), "block", window, sink, route),
+            "C->C": _windowed(LE("block"), "block", window, sink, nearest=nearest),
+            "N->C": _windowed(LT("block"), "block", window, sink, route, nearest),
             "N->N": EQ("block"),
         }
     )

@@ -88,6 +88,7 @@ class BlockTransformer(ModelMixin, ConfigMixin):
         num_prompt_rows: int = 0,
         cross_attention: bool = False,
         level: str = "none",
+        level_rate: float = 1000.0,
         modulate: tuple[str, ...] = (),
         sees_words: tuple[str, ...] = ("noisy",),
         action_dim: int = 0,
@@ -117,6 +118,7 @@ class BlockTransformer(ModelMixin, ConfigMixin):
             num_prompt_rows: Prompt rows in front (words, then one row for the pooled prompt).
             cross_attention: Attend to the words in every layer.
             level: "none", "adaln" or "add": how a noisy row is told its noise level.
+            level_rate: Highest frequency of the level's sinusoids, in radians.
             modulate: Copies whose rows the pooled prompt modulates.
             sees_words: Copies whose rows cross-attend.
             action_dim: Numbers every data row is told through the modulation; 0 = none.
@@ -279,7 +281,7 @@ class BlockTransformer(ModelMixin, ConfigMixin):
         vector = torch.zeros(1, 1, dim, device=self.mask_row.device, dtype=self.mask_row.dtype)
         if self.config.level == "adaln" and run.copy == Copy.NOISY:
             told = level if level.shape[-1] == 1 else level[..., run.start : run.stop]
-            vector = self.embed_level(level_features(told, dim).to(vector.dtype))
+            vector = self.embed_level(self._level_features(told).to(vector.dtype))
             vector = vector if vector.ndim == 3 else vector[None]
         if prompt.pooled is not None and run.is_data and run.copy in self.copies_modulated:
             vector = vector + prompt.pooled[:, None]
@@ -287,6 +289,9 @@ class BlockTransformer(ModelMixin, ConfigMixin):
             stop = run.start + 1 if run.is_one_frame else run.stop
             vector = vector + self.embed_action(actions[:, run.start : stop].to(vector.dtype))
         return row_stable_activation("silu", vector)
+
+    def _level_features(self, level: Tensor) -> Tensor:
+        return level_features(level, self.config.dim, self.config.level_rate)
 
     def _told(
         self, run: Run, level: Tensor, prompt: PreparedPrompt, actions: Tensor | None
@@ -345,7 +350,8 @@ class BlockTransformer(ModelMixin, ConfigMixin):
             raise ValueError("the backbone takes one layout for the batch; got one per item")
         x = self._rows(values, is_masked, layout, prompt)
         if self.config.level == "add":
-            told = self.embed_level(level_features(level, self.config.dim).to(x.dtype))
+            told = self._level_features(level)
+            told = self.embed_level(told.to(x.dtype))
             x = x + torch.where((layout.copy == Copy.NOISY)[..., None], told, 0.0)
         positions = self._positions(layout, view, x.dtype, poses)
         rows = self._context(layout, level, prompt, view, x.dtype, actions, positions)

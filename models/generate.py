@@ -15,6 +15,7 @@ from torch import Tensor
 
 from ..core.errors import UsageError
 from ..core.plan import NUM_SENTINELS, DecodePlan, build_plan
+from ..core.poses import require_poses
 from ..core.rollout import Rollout
 from ..core.schedule import scheduler_of
 from .backbone import PreparedPrompt
@@ -154,6 +155,8 @@ def checked_actions(model: GenerativeModel, request: Request) -> Tensor | None:
         raise UsageError(f"actions {got}: recipe {model.recipe.name} takes none; leave them out")
     if got != shape or request.actions is None:
         raise UsageError(f"actions must be numbers of shape {shape}, one row per frame; got {got}")
+    if model.recipe.condition.poses:
+        require_poses(request.actions)
     return request.actions.to(model.device)
 
 

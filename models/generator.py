@@ -127,6 +127,7 @@ class GenerativeModel(ModelMixin, ConfigMixin):
             num_prompt_rows=num_prompt_rows(spec),
             cross_attention=condition.cross,
             level=spec.backbone.level,
+            level_rate=spec.backbone.level_rate,
             modulate=condition.modulate if condition.adaln else (),
             sees_words=condition.modulate if condition.cross else (),
             action_codes=acting.codes if acting else 0,

@@ -27,10 +27,12 @@ from ..core.positions import Positions, rope_angles
 from ..core.routing import Routing
 
 
-def level_features(level: Float[Tensor, "*lead"], dim: int) -> Float[Tensor, "*lead dim"]:
-    """Sinusoids of a noise level in [0, 1]: frequencies fall from 1000 to 0.1 radians."""
+def level_features(
+    level: Float[Tensor, "*lead"], dim: int, rate: float = 1000.0
+) -> Float[Tensor, "*lead dim"]:
+    """Sinusoids of a noise level in [0, 1]: frequencies fall from `rate` radians 10000-fold."""
     half = dim // 2
-    frequency = 1000.0 * 1e-4 ** (torch.arange(half, device=level.device) / max(half - 1, 1))
+    frequency = rate * 1e-4 ** (torch.arange(half, device=level.device) / max(half - 1, 1))
     # At least single precision: in half precision neighbouring levels would be one.
     angle = level.to(torch.promote_types(level.dtype, torch.float32))[..., None] * frequency
     return functional.pad(torch.cat((angle.cos(), angle.sin()), -1), (0, dim - 2 * half))

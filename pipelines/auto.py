@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from ..core.errors import ModelError
+from ..core.legality import POSE_NUMBERS
 from .guard import read_json
 from .params import model_folder
 
@@ -54,7 +55,7 @@ class AutoPipeline:
 
 
 def num_actions(folder: Path) -> int:
-    """Read how many numbers an action of a saved model is made of; 0 = it takes none.
+    """Read how many numbers steer a saved model, the poses of its cameras apart; 0 = none.
 
     Args:
         folder: A pipeline folder.
@@ -65,5 +66,8 @@ def num_actions(folder: Path) -> int:
     path = folder / "model" / "config.json"
     recipe = read_json(path, "model/config.json").get("recipe") if path.is_file() else None
     condition = recipe.get("condition") if isinstance(recipe, dict) else None
-    count = condition.get("actions", 0) if isinstance(condition, dict) else 0
-    return count if isinstance(count, int) else 0
+    if not isinstance(condition, dict):
+        return 0
+    count = condition.get("actions", 0)
+    posed = POSE_NUMBERS if condition.get("poses") is True else 0
+    return max(count - posed, 0) if isinstance(count, int) else 0

@@ -90,14 +90,21 @@ class NextFrameGaussians:
 
     name = "best linear denoiser per position given the frame before"
 
-    def __init__(self, tokens: ClipTokens) -> None:
+    def __init__(self, tokens: ClipTokens, before: Tensor | None = None) -> None:
         """Fit on all pairs of frames.
 
         Args:
             tokens: Encoded training clips; more pairs than channels.
+            before: Which earlier frame of its window stands for the one before [windows, frames];
+                None = the one before.
         """
         self.cells = tokens.frames.shape[1]
-        first, later = _pairs(tokens)
+        if before is None:
+            first, later = _pairs(tokens)
+        else:
+            self.name = "best linear denoiser per position given the nearest view before"
+            frames = tokens.frames[tokens.windows.rows(slice(None))]
+            first, later = _before(frames, before).flatten(0, 1), frames[:, 1:].flatten(0, 1)
         features = rearrange(first, "n cells c -> n (cells c)").double()
         self.centre, self.mean = features.mean(0), later.double().mean(0)
         centred = features - self.centre
@@ -118,7 +125,10 @@ class NextFrameGaussians:
         flat = einsum(features, self.weights, "n a, a b -> n b")
         return (rearrange(flat, "n (cells c) -> n cells c", cells=self.cells) + self.mean).float()
 
-    def predict(self, values: Tensor, sample: Tensor, path: Path, slots: Tensor) -> Tensor:
+    def predict(
+        self, values: Tensor, sample: Tensor, path: Path, slots: Tensor,
+        before: Tensor | None = None,
+    ) -> Tensor:  # fmt: skip
         """Return the expected target of noisy rows, [batch, rows, channels].
 
         Args:
@@ -126,15 +136,23 @@ class NextFrameGaussians:
             sample: Noisy rows.
             path: How sample and target were mixed.
             slots: Slot of each row.
+            before: As the predictor was fitted, of these windows.
         """
         frames = rearrange(values, "b (f cells) c -> b f cells c", cells=self.cells)
-        after = rearrange(frames[:, :-1], "b f cells c -> (b f) cells c")
+        earlier = frames[:, :-1] if before is None else _before(frames, before)
+        after = rearrange(earlier, "b f cells c -> (b f) cells c")
         told = rearrange(self.expected(after), "(b f) cells c -> b f cells c", b=len(values))
         told = torch.cat((torch.zeros_like(told[:, :1]), told), 1)
         mean = rearrange(told, "b f cells c -> b (f cells) c")[:, slots]
         kind = slots % self.cells + self.cells * (slots >= self.cells)
         rest = self.gaussians.predict(sample - path.signal * mean, path, kind)
         return path.clean_share * mean + rest
+
+
+def _before(frames: Tensor, before: Tensor) -> Tensor:
+    """Gather, for all frames but the first, the one that stands for the frame before."""
+    index = before[:, 1:, None, None].expand(-1, -1, *frames.shape[2:])
+    return frames.gather(1, index)
 
 
 def _pairs(tokens: ClipTokens) -> tuple[Tensor, Tensor]:
