@@ -21,6 +21,7 @@ from .clip_run import held_out_clips
 from .clip_statistics import MOST_DB, byte_psnr, motion, sharpness
 from .clips import ClipDataset
 from .dreams import Beginnings, as_bytes, beginnings, dreamed, given_frames
+from .driver import Driver, driven, driver_of, explained
 from .endurance import SPEED_FRAMES, endurance, speed
 from .pictures import SHEET_COLUMNS, sheet_png
 from .steering import FRAMES, load_steering, real_turns, steered
@@ -74,7 +75,8 @@ def evaluate_clips(
             rollout; None = none.
 
     Returns:
-        JSON-ready numbers: horizons; `splits` with horizons of every held-out split and, for
+        JSON-ready numbers: horizons, also under a driver who looks where actions are numbers;
+        `splits` with horizons of every held-out split and, for
         models that draw from captions alone, caption scores; steering where the world can be
         steered, endurance where asked for, speed.
 
@@ -90,7 +92,8 @@ def evaluate_clips(
     horizons = fitting_horizons(held_out, given)
     after = beginnings(held_out, width, given, horizons[-1], settings.num or CONTEXTS, tokenizer)
     told: dict[str, Any] = {"seed": settings.seed, "steps": settings.steps}
-    report, rows = _horizons(model, tokenizer, clips, after, horizons, told)
+    driver = driver_of(clips)
+    report, rows = _horizons(model, tokenizer, clips, after, horizons, told, driver)
     result: dict[str, Any] = {
         "held_out_clips": len(held_out),
         "given_frames": given,
@@ -110,8 +113,12 @@ def evaluate_clips(
         result["steering"]["estimator_on_real_frames"] = real_turns(held_out, steering)
         rows += _rows([drawn[name][:1] for name in ("left", "straight", "right")])
     if settings.endurance:
-        result["endurance"], strip = endurance(model, tokenizer, after, settings.endurance, **told)
-        rows += _rows([part[None] for part in strip.split(SHEET_COLUMNS)])
+        for name, who in (("endurance", None), ("endurance_driven", driver)):
+            if name == "endurance" or who is not None:
+                result[name], strip = endurance(
+                    model, tokenizer, after, settings.endurance, driver=who, **told
+                )
+                rows += _rows([part[None] for part in strip.split(SHEET_COLUMNS)])
     if settings.speed_frames:
         result["speed"] = speed(model, tokenizer, after, frames=settings.speed_frames, **told)
     if sheet is not None:
@@ -168,7 +175,7 @@ def _typical_length(clips: ClipDataset) -> int:
 
 def _horizons(
     model: GenerativeModel, tokenizer: Any, clips: ClipDataset, after: Beginnings,
-    horizons: list[int], told: dict[str, Any],
+    horizons: list[int], told: dict[str, Any], driver: Driver | None = None,
 ) -> tuple[dict[str, Any], list[Any]]:  # fmt: skip
     """Measure drawn frames and simple guesses against the true frames."""
     truth, ahead = after.future, horizons[-1]
@@ -184,6 +191,10 @@ def _horizons(
         guesses["same_model_told_no_actions"] = dreamed(
             model, tokenizer, after, ahead, told=False, **told
         )
+    if driver is not None and after.actions is not None:
+        guesses["model_under_a_driver_who_looks"] = driven(
+            model, tokenizer, after, ahead, driver, **told
+        )
     real = (sharpness(truth).mean(0), motion(truth, after.last).mean(0))
     lines = {
         name: _line(frames, truth, after.last, real, horizons) for name, frames in guesses.items()
@@ -195,6 +206,12 @@ def _horizons(
         "sharpness_ratio": "mean absolute difference of neighbouring pixels, to true frames",
         "motion_ratio": "mean absolute difference to the frame before, to true frames",
     }
+    if driver is not None:
+        report["driver"] = {
+            "what": "ridge regression from two frames to the action, plus what the recorded driver "
+            "did beyond it",
+            "explained_variance_of_each_number": explained(driver, held_out_clips(clips) or clips),
+        }
     shown = [part[i : i + 1] for i in range(min(SHOWN, len(after))) for part in (truth, drawn)]
     return report | lines, _rows(shown)
 

@@ -17,6 +17,7 @@ from ..core.errors import check_count
 from ..models.generator import GenerativeModel
 from .clip_statistics import contrast, motion, sharpness
 from .dreams import Beginnings, Dream
+from .driver import Driver, habits, steered_by
 
 SPEED_FRAMES, WARM_UP = 500, 16
 TAIL = 512
@@ -107,7 +108,7 @@ def resident_bytes() -> int | None:
 
 def endurance(
     model: GenerativeModel, tokenizer: Any, after: Beginnings, frames: int, *, seed: int = 0,
-    steps: int | None = None,
+    steps: int | None = None, driver: Driver | None = None,
 ) -> tuple[dict[str, Any], Tensor]:  # fmt: skip
     """Draw one world for a long time under actions that real drivers took.
 
@@ -119,6 +120,8 @@ def endurance(
         frames: Frames to draw, at least 2.
         seed: Seed of the noise.
         steps: Rows per block; None = the recipe's.
+        driver: Looks at the dream and steers, with what the recorded drivers did beyond it; None =
+            the actions are repeated blindly.
 
     Returns:
         The report, and frames spread evenly over the way, uint8 [shown, height, width, 3].
@@ -126,6 +129,8 @@ def endurance(
     check_count("endurance", frames, 2)
     dream = Dream(model, tokenizer, after.take(slice(0, 1)), seed=seed, steps=steps)
     script, last = _script(after, dream.per_block), after.last[:1]
+    beyond = None if driver is None else habits(driver, after).flatten(0, 1)
+    seen = after.frames[:1, max(after.given - 2, 0) : after.given]
     blocks = max(2, frames // dream.per_block)
     # Touched now, so that writing to them later does not look like memory that grows.
     table, seconds = torch.ones(blocks, 3), torch.ones(blocks, dtype=torch.float64)
@@ -134,7 +139,12 @@ def endurance(
     settle = min(TAIL, blocks // 4)
     settled, state = resident_bytes(), dream.num_bytes
     for block in range(blocks):
-        drawn, seconds[block] = _timed(dream, next(script))
+        actions = next(script)
+        if driver is not None and beyond is not None:
+            extra = beyond[block * dream.per_block % len(beyond)]
+            actions = steered_by(driver, seen, extra, dream.per_block)
+        drawn, seconds[block] = _timed(dream, actions)
+        seen = torch.cat((seen, drawn), 1)[:, -2:]
         measured = (sharpness(drawn), motion(drawn, last), contrast(drawn))
         table[block] = torch.stack([m.mean() for m in measured])
         last = drawn[:, -1:]
