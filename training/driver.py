@@ -108,7 +108,7 @@ def driver_of(clips: ClipDataset) -> Driver | None:
 
 
 def explained(driver: Driver, clips: ClipDataset) -> list[float | None]:
-    """Measure which share of the variance of every number a driver explains; None where it has none.
+    """Measure the share of each number's variance that a driver explains; None where it has none.
 
     Args:
         driver: The driver.
