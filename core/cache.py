@@ -357,6 +357,22 @@ class KVCache:
         self._note("evict", tokens=dropped)
         return dropped
 
+    def move_sinks(self, by: float) -> None:
+        """Shift kept sink rows, but not the prompt's, along the first position axis.
+
+        Args:
+            by: How far.
+
+        Raises:
+            ValueError: keys that were rotated when they were written.
+        """
+        if self.rotated:
+            raise ValueError("keys are rotated and cannot move; set cache.keys to unrotated")
+        role = self.layout.role
+        is_sink = ((role & int(Role.SINK)) > 0) & ((role & int(Role.PROMPT)) == 0)
+        first = self.layout.position[..., 0]
+        first += torch.where(is_sink, by, 0.0).to(first)
+
     def _gather(self, index: Tensor) -> None:
         """Move the given slots [batch, m] to the front of every buffer."""
         count = index.shape[1]

@@ -3,6 +3,9 @@
 The blocks of a finite plan are laid out once; further blocks are the same rows shifted along the
 first axis, and their values live in the same slots again (a ring). It knows no models or pixels.
 
+Sinks are never farther away than they were in the finite plan: once it would be over they move with
+the window (ids relative to the window, as in the endless variant of LongLive, arXiv:2509.22622).
+
 Invariants: block b of an endless plan has the rows that block b of a long enough finite plan has,
 up to the slots its values live in; memory does not grow with the number of blocks.
 """
@@ -32,16 +35,16 @@ def repeats(sizes: list[int]) -> bool:
 class EndlessPlan(DecodePlan):
     """Blocks 0, 1, 2, ... without end.
 
-    Only for plans whose cache forgets: with a window, without sinks (their distance to the present
-    would grow beyond anything training saw), and block sizes that repeat (one size, or the two of
-    a frame and its action).
+    Only for plans whose cache forgets: with a window, and block sizes that repeat (one size, or
+    the two of a frame and its action). Sinks need keys that are rotated when they are read.
     """
 
-    def __init__(self, plan: DecodePlan) -> None:
+    def __init__(self, plan: DecodePlan, *, rotated: bool = False) -> None:
         """Continue a finite plan.
 
         Args:
             plan: Its blocks become the ring of slots.
+            rotated: Whether keys are stored rotated.
 
         Raises:
             UsageError: a plan that cannot go on, with the setting that forbids it.
@@ -63,8 +66,11 @@ class EndlessPlan(DecodePlan):
                 "an endless rollout needs cache.window and cache.write = separate, fused or block; "
                 f"got {self.window} and {self.write}; try cache.window=8"
             )
-        if self.sink:
-            raise UsageError(f"cache.sink = {self.sink} in an endless rollout; set cache.sink to 0")
+        if self.sink and rotated:
+            raise UsageError(
+                f"cache.sink = {self.sink} in an endless rollout moves with the window, which "
+                'cache.keys = "rotated" forbids; set cache.keys to "unrotated" or cache.sink to 0'
+            )
         if not repeats(sizes):
             raise UsageError(
                 f"an endless rollout needs at least two blocks of one size, or sizes that repeat; "
@@ -83,6 +89,10 @@ class EndlessPlan(DecodePlan):
         """Blocks whose values are kept."""
         return len(self.rows_of_block)
 
+    def sink_shift(self, block: int) -> float:
+        """Return how far sinks move before a block runs: not at all while the finite plan lasts."""
+        return self._period / self.ring if self.sink and block >= self.ring else 0.0
+
     def sources(self, block: int) -> Int[Tensor, " tokens"]:
         """Slots of a block: those of the block one ring earlier are used again."""
         return super().sources(block % self.ring)
@@ -100,6 +110,6 @@ class EndlessPlan(DecodePlan):
                 copy=int(copy), level=level, block=block,
                 order=rows.order + turns * self.num_slots,
                 position=rows.position + shift.to(rows.position),
-                role=rows.role & ~int(Role.SINK),
+                role=rows.role if turns == 0 else rows.role & ~int(Role.SINK),
             )  # fmt: skip
         return self._memo[key]

@@ -4,8 +4,9 @@
 block, runs its rows, and hands the block's values out before their slots are used again. What a
 world session keeps between two key presses is one of these. It does not know pixels.
 
-Invariant: its values are those of one long request with the same seed, bit for bit; going on from
-a snapshot gives the bits that going on without it gives.
+Invariant: its values are those of one long request with the same seed, bit for bit (with sinks: as
+far as the recipe's own length); going on from a snapshot gives the bits that going on without it
+gives.
 """
 
 from collections.abc import Iterator, Sequence
@@ -54,7 +55,8 @@ class LiveRollout:
             raise UsageError(f"{len(generators)} generators for {len(prompts)} prompts; give equal")
         self.model, self.items = model, len(prompts)
         height, width = model.config.height, model.config.width
-        self.plan = EndlessPlan(build_plan(model.recipe, height, width))
+        is_rotated = model.recipe.cache.keys == "rotated"
+        self.plan = EndlessPlan(build_plan(model.recipe, height, width), rotated=is_rotated)
         self.frames_per_block = len(self.plan.rows_of_block[0]) // (height * width)
         scheduler = scheduler_of(
             model.recipe, guidance_scale=guidance_scale, temperature=temperature
@@ -153,6 +155,9 @@ class LiveRollout:
             first = (self.block % self.plan.ring) * self.frames_per_block
             told[:, first : first + self.frames_per_block] = actions.to(told)
         self._rollout.is_known[:, source] = self._rollout.given[:, source] = False
+        shift = self.plan.sink_shift(self.block)
+        if shift and self._rollout.cache is not None:
+            self._rollout.cache.move_sinks(shift)
 
     def _close(self) -> None:
         self.block += 1

@@ -4,7 +4,8 @@ Recipes with a window go on for ever at constant memory (`LiveRollout`); all oth
 whole video as one request. Both drive the one decode loop; callers see the same few methods. It
 does not know pixels.
 
-Invariant: where both ways are open they give the same values, bit for bit.
+Invariant: where both ways are open they give the same values, bit for bit; with sinks, as far as
+the recipe's own length, past which only a rollout without end keeps them near.
 """
 
 from abc import ABC, abstractmethod
@@ -63,7 +64,8 @@ def goes_on(model: GenerativeModel) -> bool:
     if frames_per_block(model.recipe.layout.block) is None:
         return False
     try:
-        EndlessPlan(build_plan(model.recipe, model.config.height, model.config.width))
+        plan = build_plan(model.recipe, model.config.height, model.config.width)
+        EndlessPlan(plan, rotated=model.recipe.cache.keys == "rotated")
     except UsageError:
         return False
     return True
@@ -159,11 +161,19 @@ class LiveBlocks(VideoBlocks):
         if part < self.first and self.request.given is not None:
             self._last = self.request.given[:, frames].flatten(1, 2)
             self._live.observe(self._last, actions)
+            self._act()
             return
-        source = self._live.plan.sources(part)
+        source = self._live.plan.sources(self._live.block)
         for event in self._live.events(actions):
             self._last = event.data["values"][:, source]
-            yield replace(event, of_blocks=self.num_parts)
+            yield replace(event, block=part, of_blocks=self.num_parts)
+        self._act()
+
+    def _act(self) -> None:
+        """Draw what is done in the frame, where the model acts: that is a block of its own."""
+        if self.model.action_head is not None:
+            self._last = self._last.clone()
+            self._live.step()
 
     def set_prompts(self, prompts: Sequence[str]) -> None:
         """Change the prompts of the blocks to come; what is cached stays as it was."""

@@ -166,10 +166,55 @@ def test_changed_prompts_show_in_the_frames_to_come(tiny):
     assert same == [True, True, False]
 
 
+SINK = (*VIDEO, "cache.window=2", "cache.sink=1", "cache.keys=unrotated")
+
+
+def test_with_a_sink_it_goes_on_and_its_first_frames_are_the_requests(tiny):
+    model = tiny.model("image/acdit", *SINK, std=0.3)
+    live = LiveRollout(model, ["cat", "sun"], generators(), num_steps=2)
+    frames = [live.step() for _ in range(9)]
+    whole, _ = run(start(model, Request(["cat", "sun"], generators(), num_steps=2)))
+    for number, frame in enumerate(whole.unflatten(1, (6, 16)).unbind(1)):
+        assert torch.equal(frame, frames[number])
+    again = LiveRollout(model, ["cat", "sun"], generators(), num_steps=2)
+    for _ in range(7):
+        again.step()
+    state = again.snapshot()
+    other = LiveRollout(model, ["cat", "sun"], generators(), num_steps=2)
+    other.restore(state)
+    assert torch.equal(other.step(), frames[7]) and torch.equal(other.step(), frames[8])
+
+
+def test_far_past_its_length_a_sink_is_as_far_away_as_at_its_end(tiny):
+    """One layer: what a frame reads is its window and the sink, each at its distance."""
+    model = tiny.model("image/acdit", *SINK, "backbone.layers=1", std=0.3)
+    rng = torch.Generator().manual_seed(0)
+    given = torch.randn(1, 20, 16, tiny.channels, generator=rng)
+    live = LiveRollout(model, ["cat"], generators(1), num_steps=2)
+    for frame in given.unbind(1):
+        live.observe(frame)
+    short = LiveRollout(model, ["cat"], generators(1), num_steps=2)
+    for frame in given[:, [0, 1, 2, 3, 19]].unbind(1):
+        short.observe(frame)
+    far, near = live.step(), short.step()
+    assert torch.allclose(far, near, atol=1e-4)
+    # The sink matters: with another first frame the same step differs.
+    other = LiveRollout(model, ["cat"], generators(1), num_steps=2)
+    other.observe(given[:, 7])
+    for frame in given[:, [1, 2, 3, 19]].unbind(1):
+        other.observe(frame)
+    assert (other.step() - near).abs().max() > 1e-2
+
+
+def test_sinks_need_keys_that_are_rotated_when_read(tiny):
+    model = tiny.model("image/acdit", *SINK, "cache.keys=rotated")
+    with pytest.raises(UsageError, match=r'set cache\.keys to "unrotated"'):
+        LiveRollout(model, ["cat"], generators(1))
+
+
 def test_what_cannot_go_on_is_refused(tiny):
     for extra, match in (
         ((), "needs cache.window"),
-        (("cache.window=2", "cache.sink=1"), "set cache.sink to 0"),
         (("cache.window=2", "layout.block=frames:4"), "blocks of one size"),
     ):
         recipe = tiny.recipe("image/acdit", *VIDEO, *extra)
