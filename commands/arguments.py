@@ -245,6 +245,39 @@ class Play(Model):
 
 
 @dataclass(frozen=True)
+class Compress(Common):
+    """Turn a video into few bytes, with a model whose tokenizer gives codes."""
+
+    input: tyro.conf.Positional[Path] = None
+    """Video or picture; resampled to the model's size."""
+    model: Name = None
+    """Folder of the model; decompressing needs the same."""
+    out: Path = None
+    """The .blmv to write."""
+    source: Literal["mixed", "prior", "counts", "raw"] = "mixed"
+    """Where the probabilities of the bits come from: the model and counts of this clip, the model
+    alone, counts alone, or nowhere."""
+    overwrite: bool = False
+    """Replace an existing file."""
+
+
+@dataclass(frozen=True)
+class Decompress(Common):
+    """Turn a file that `compress` wrote back into a video."""
+
+    input: tyro.conf.Positional[Path] = None
+    """The .blmv."""
+    model: Name = None
+    """Folder of the model it was compressed with."""
+    out: Path = None
+    """The .mp4, .webm or .gif to write."""
+    scale: Scale = 1
+    """Every pixel becomes a square of this many pixels."""
+    overwrite: bool = False
+    """Replace an existing file."""
+
+
+@dataclass(frozen=True)
 class Batch(Sampling):
     """Draw one picture per line of a file; stop and start again as you like."""
 
@@ -400,6 +433,8 @@ COMMANDS: dict[str, type] = {
     "generate": Generate,
     "edit": Edit,
     "play": Play,
+    "compress": Compress,
+    "decompress": Decompress,
     "batch": Batch,
     "train": Train,
     "eval": Eval,
