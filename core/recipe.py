@@ -287,8 +287,11 @@ class DistillSpec(_Section):
 
     `method` "dmd" matches distributions, "consistency" names the end of the teacher's path from
     anywhere on it; then the teacher is the model itself as it was at `init_steps`, and all but
-    `init_steps`, `teacher`, `tangent_warmup` (steps until the tangent counts in full) and
+    `init_steps`, `teacher`, `lr`, `tangent_warmup` (steps until the tangent counts in full) and
     `tangent_floor` (c in g / (||g|| + c), over the elements of a frame) is for "dmd".
+
+    `lr` is the learning rate after `init_steps`, with a warm-up and a fall of its own; null = the
+    run's goes on.
 
     Until `init_steps` student and teacher learn from the data side by side; `teacher` names a
     trained pipeline folder to take it from instead. Then `critic_steps` steps of the critic take
@@ -306,6 +309,7 @@ class DistillSpec(_Section):
     given: int = Field(0, ge=0, le=4096)
     horizon: int = Field(0, ge=0, le=1_000_000)
     data_weight: float = Field(0.0, ge=0.0, le=1000.0)
+    lr: float | None = Field(None, gt=0.0)
     tangent_warmup: int = Field(0, ge=0)
     tangent_floor: float = Field(0.1, gt=0.0, le=100.0)
 

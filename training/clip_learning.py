@@ -35,6 +35,7 @@ from .clip_run import frame_psnr, stage_of_clips
 from .clip_stage import ClipTokens, encode_clips, latent_offsets, leading_actions
 from .clip_statistics import MOST_DB
 from .clips import ClipDataset
+from .consistency import END_METRIC, ConsistencyStage, end_gaps
 from .learning import describe, noised_loss
 from .loop import Trainer
 from .objective import Batch, ModelStage
@@ -57,9 +58,9 @@ class ClipReport:
 
     Attributes:
         metric: What `value` and `baseline` are.
-        baseline: Loss of the closed-form predictor that knows the frame before.
+        baseline: The same of a closed-form predictor that knows the frame before, or of a teacher.
         baseline_name: Which predictor that is.
-        value: Loss of the trained recipe on the same rows.
+        value: The same of the trained recipe, on the same rows.
         budget: Steps, batch, seconds of training.
         drawn_db: Mean PSNR of frames drawn after given ones.
         copy_db: Mean PSNR of a given frame, after the tokenizer, in their place.
@@ -141,17 +142,16 @@ def clip_learning_check(
         Trainer(train, config, Path(folder) / "run").run()
         seconds = time.process_time() - before
     model.eval()
-    guess = baseline_of(train)
-    value, baseline = held_out_losses(train, tests, seed, guess)
+    metric, name, (value, baseline) = _measured(train, tests, seed)
     decibels = (float("nan"),) * 4
     if draw:
         decibels = _rollout_psnr(model, tokenizer, data.only("held_out"), seed, keep)
     if keep is not None:
         keep |= {"model": model, "tokenizer": tokenizer}
     return ClipReport(
-        describe(model)[0],
+        metric,
         baseline,
-        guess.name,
+        name,
         value,
         f"{config.num_steps} steps x {config.batch_size}, {seconds:.0f} s of one CPU core",
         *decibels,
@@ -174,6 +174,22 @@ def _stage(model: GenerativeModel, tokenizer: Any, clips: ClipDataset, cache: Pa
 
 
 # -- losses -----------------------------------------------------------------------------------
+
+
+def _measured(
+    train: ModelStage, held_out: ModelStage, seed: int
+) -> tuple[str, str, tuple[float, float]]:
+    """Name what is measured and the baseline, and measure both.
+
+    A consistent student answers with the end of a path and not with the mean over all ends, so it
+    is measured by what it was taught: where its teacher's paths end.
+    """
+    if isinstance(train, ConsistencyStage) and isinstance(held_out, ConsistencyStage):
+        held_out.teacher.model.load_state_dict(train.teacher.model.state_dict())
+        return END_METRIC, "the teacher's own guess in one row", end_gaps(held_out, seed)
+    guess = baseline_of(train)
+    losses = held_out_losses(train, held_out, seed, guess)
+    return describe(train.model)[0], guess.name, losses
 
 
 Baseline = FrameCodes | NextFrameCodes | FrameGaussians | NextFrameGaussians

@@ -22,8 +22,10 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from ..core.layout import Layout
+from ..core.layout import Copy, Layout
 from ..core.numerics import differentiable_attention
+from ..core.schedulers.base import flow_noise
+from ..core.schedulers.flow import FlowEuler
 from ..core.trigflow import circular_velocity, level_of_time, path_scale, time_of_level
 from ..models.generator import GenerativeModel
 from .objective import Batch, ModelStage
@@ -83,6 +85,14 @@ def normalised(
     squares = g.new_zeros(len(g), int(frame.max()) + 1)
     squares = squares.index_add(1, frame, g.square().sum(-1))
     return g / (squares.sqrt()[:, frame, None] + floor)
+
+
+END_METRIC = (
+    "held-out squared distance of a frame drawn from noise in one row to where its path ends"
+)
+END_ROWS = 16
+"""Euler rows that find where a path of the teacher ends."""
+END_BATCH = 64
 
 
 class ConsistencyStage(ModelStage):
@@ -172,3 +182,59 @@ class ConsistencyStage(ModelStage):
             return circular_velocity(head.predict(hidden), sample, time)
 
         return field
+
+
+@torch.no_grad()
+def end_gaps(stage: ConsistencyStage, seed: int) -> tuple[float, float]:
+    """Measure how far the clean frames that one row names lie from the ends of the teacher's paths.
+
+    The last frame of every window starts as noise, with the true frames before it kept as context;
+    its path is followed with many Euler rows of the teacher.
+
+    Args:
+        stage: Student and teacher in eval mode, with the windows to measure on.
+        seed: Seed of all noise.
+
+    Returns:
+        Mean squared distance of the student's frames, and of the teacher's own in one row.
+    """
+    stage.teacher.model.eval()
+    rows = FlowEuler(num_steps=END_ROWS, shift=stage.recipe.schedule.level_shift).rows()
+    sums = torch.zeros(3, dtype=torch.float64)
+    for number, indices in enumerate(torch.arange(stage.num_items).split(END_BATCH)):
+        velocity, sample = _last_frame(stage, indices, torch.Generator().manual_seed(number + seed))
+        guesses = [sample - velocity(part, sample, 1.0) for part in (stage, stage.teacher)]
+        end = sample
+        for row in rows:
+            step = row.level_next - row.level
+            end = end + step * velocity(stage.teacher, end, row.level)
+        gaps = [(guess - end).square().sum() for guess in guesses]
+        sums += torch.stack([*gaps, torch.tensor(float(end.numel()))]).double()
+    return float(sums[0] / sums[2]), float(sums[1] / sums[2])
+
+
+def _last_frame(
+    stage: ConsistencyStage, indices: Tensor, generator: torch.Generator
+) -> tuple[Callable[[ModelStage, Tensor, float], Tensor], Tensor]:
+    """Make a model's velocity of the last frame of some windows, and the noise it starts from."""
+    plan, layout, lowered = stage.plan(generator)
+    values = stage.values[indices]
+    batch = stage.corrupt(values, plan, layout, generator)
+    clean = values[:, layout.source.clamp_min(0)]
+    noise = torch.randn(clean.shape, generator=generator).to(clean)
+    context = flow_noise(clean, noise, plan.context_noise)
+    own = (layout.block == plan.num_blocks - 1) & (layout.copy == Copy.NOISY)
+    never = torch.zeros(len(indices), dtype=torch.bool)
+    at = own[batch.loss_rows]
+
+    def velocity(part: ModelStage, sample: Tensor, level: float) -> Tensor:
+        rows = context.clone()
+        rows[:, own] = sample
+        told = torch.where(own, level, plan.context_level).to(rows).expand(rows.shape[:2])
+        hidden = part.hidden_states(
+            indices, never, replace(batch, values=rows, level=told), layout, lowered
+        )
+        head: Any = part.model.head
+        return head.predict(hidden[:, at])
+
+    return velocity, torch.randn(clean[:, own].shape, generator=generator).to(clean)

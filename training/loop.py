@@ -222,17 +222,25 @@ class Trainer:
             return None
         return self._last_checkpoint
 
-    def _one_step(self, bar: tqdm) -> None:
-        config, before = self.config, time.perf_counter()
-        rate = learning_rate_at(
-            self.step,
-            peak=config.learning_rate,
-            num_steps=config.num_steps,
+    def _rate(self) -> float:
+        """Learning rate of the coming step."""
+        config, split = self.config, self.config.late_from
+        if split is None or self.step < split:
+            start, stop, peak = 0, split or config.num_steps, config.learning_rate
+        else:
+            start, stop, peak = split, config.num_steps, config.late_learning_rate or 0.0
+        return learning_rate_at(
+            self.step - start,
+            peak=peak,
+            num_steps=stop - start,
             warmup_steps=config.warmup_steps,
             curve=config.curve,
             final_ratio=config.final_ratio,
         )
-        set_learning_rate(self.optimizers, rate)
+
+    def _one_step(self, bar: tqdm) -> None:
+        config, before = self.config, time.perf_counter()
+        set_learning_rate(self.optimizers, self._rate())
         indices = batch_indices(config.seed, self.step, config.batch_size, self.stage.num_items)
         loss, metrics, norm = self._gradients(indices)
         if math.isfinite(loss) and math.isfinite(norm):

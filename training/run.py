@@ -100,6 +100,9 @@ def train_config(recipe: Recipe, steps: int | None, **changes: Any) -> TrainConf
         "curve": spec.lr_schedule,
         "save_every": spec.save_every,
     }
+    if recipe.distill is not None and recipe.distill.lr is not None:
+        second = {"late_from": recipe.distill.init_steps, "late_learning_rate": recipe.distill.lr}
+        settings |= second
     return TrainConfig(**(settings | changes))
 
 

@@ -36,6 +36,9 @@ class TrainConfig:
         curve: Learning rate after the warm-up.
         warmup_steps: Steps of the linear rise.
         final_ratio: Last rate over the peak, cosine only.
+        late_from: First step of a second part with a rate of its own, which rises and falls as the
+            first; None = there is none.
+        late_learning_rate: Peak rate of the second part.
         max_grad_norm: Gradients are scaled down to this norm; 0 turns clipping off.
         ema_decay: Largest decay of the weights' moving average; 0 turns it off.
         accumulation: Parts a batch is split into to save memory.
@@ -59,6 +62,8 @@ class TrainConfig:
     curve: Literal["cosine", "constant"] = "cosine"
     warmup_steps: int = 100
     final_ratio: float = 0.0
+    late_from: int | None = None
+    late_learning_rate: float | None = None
     max_grad_norm: float = 1.0
     ema_decay: float = 0.999
     accumulation: int = 1
@@ -85,6 +90,12 @@ class TrainConfig:
             self._at_least(name, 0)
         if not 0 < self.learning_rate < math.inf:
             raise UsageError(f"learning_rate is {self.learning_rate}; it must be above 0")
+        if self.late_from is not None:
+            self._at_least("late_from", 0)
+            if not 0 < (self.late_learning_rate or 0) < math.inf:
+                raise UsageError(
+                    f"late_learning_rate is {self.late_learning_rate}; it must be above 0"
+                )
         if not 0 <= self.ema_decay < 1:
             raise UsageError(f"ema_decay is {self.ema_decay}; it must be in [0, 1), nearest 0.999")
         for name, allowed in (

@@ -1,17 +1,21 @@
 """Consistency distillation: tangents, their normalisation per frame, and a closed-form case."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 
-from blockloom.core.errors import ModelError
+from blockloom.core.errors import ModelError, UsageError
 from blockloom.core.recipe import load_recipe
 from blockloom.core.trigflow import LAST, clean_from_circular
 from blockloom.tokenizers.video_build import build_video_tokenizer
 from blockloom.training.clip_run import stage_of_clips
 from blockloom.training.clip_stage import encode_clips
-from blockloom.training.consistency import ConsistencyStage, normalised, tangent
+from blockloom.training.consistency import ConsistencyStage, end_gaps, normalised, tangent
+from blockloom.training.loop import TrainConfig, Trainer
+from blockloom.training.optim import learning_rate_at
 from blockloom.training.physics import physics_clips
-from blockloom.training.run import initial_model
+from blockloom.training.run import initial_model, train_config
 
 TINY = ["backbone.dim=32", "backbone.layers=2", "backbone.heads=2", "text.dim=16",
         "text.buckets=32", "text.words=3", "distill.init_steps=3"]  # fmt: skip
@@ -242,3 +246,38 @@ def test_the_loss_is_the_squared_step_along_the_tangent(tmp_path):
 def test_recipes_that_cannot_be_distilled_so_are_refused(settings, words):
     with pytest.raises(ModelError, match=words):
         load_recipe("video/nfd_plus", settings)
+
+
+# -- what is measured -------------------------------------------------------------------------
+
+
+def test_the_gap_to_the_end_of_the_path_is_the_teachers_own_for_its_copy(tmp_path):
+    stage = stage_of(tmp_path)
+    stage.modules().eval()
+    student, teacher = end_gaps(stage, 0)
+    assert student == teacher > 1e-4
+    # A field that does not change along the path names its end at once.
+    with torch.no_grad():
+        for model in (stage.model, stage.teacher.model):
+            for parameter in model.head.parameters():
+                parameter.zero_()
+        next(p for n, p in stage.model.head.named_parameters() if n.endswith("bias")).add_(0.5)
+    student, teacher = end_gaps(stage, 0)
+    assert teacher == pytest.approx(0.0, abs=1e-10) and student == pytest.approx(0.25, rel=1e-5)
+
+
+def test_the_second_part_of_a_run_has_a_rate_of_its_own():
+    recipe = load_recipe("video/nfd_plus", [*TINY, "distill.lr=0.01", "train.lr=1.0",
+                                            "train.warmup=2"])  # fmt: skip
+    config = train_config(recipe, 9)
+    assert (config.late_from, config.late_learning_rate) == (3, 0.01)
+    rates = [Trainer._rate(SimpleNamespace(config=config, step=step)) for step in range(9)]
+    alone = [learning_rate_at(k, peak=0.01, num_steps=6, warmup_steps=2) for k in range(6)]
+    assert rates[3:] == pytest.approx(alone)
+    assert rates[:3] == pytest.approx(
+        [learning_rate_at(k, peak=1.0, num_steps=3, warmup_steps=2) for k in range(3)]
+    )
+    whole = train_config(load_recipe("video/nfd_plus", ["distill.lr=null"]), None)
+    assert whole.late_from is None
+    with pytest.raises(UsageError, match="late_learning_rate"):
+        TrainConfig(num_steps=4, batch_size=1, late_from=2)
