@@ -240,7 +240,8 @@ class Trainer:
 
     def _one_step(self, bar: tqdm) -> None:
         config, before = self.config, time.perf_counter()
-        set_learning_rate(self.optimizers, self._rate())
+        rate = self._rate()
+        set_learning_rate(self.optimizers, rate)
         indices = batch_indices(config.seed, self.step, config.batch_size, self.stage.num_items)
         loss, metrics, norm = self._gradients(indices)
         if math.isfinite(loss) and math.isfinite(norm):
