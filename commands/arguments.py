@@ -343,6 +343,8 @@ class Eval(Common):
         int | None, values.spec(values.whole("--endurance", 2, 10**7), "FRAMES")
     ] = None
     """Videos: also draw one world for this many frames (4096 shows whether it lasts)."""
+    simulator: bool = False
+    """Models that act: play held-out episodes in the real simulator (extra: babyai)."""
     seed: Annotated[int, values.spec(values.whole("--seed", 0, values.MAX_SEED), "0..2**64-1")] = 0
     """Seed of the drawn pictures."""
     device: Device = "auto"

@@ -74,8 +74,10 @@ def plan_of(recipe: Recipe, length: int) -> DecodePlan:
     """
     if recipe.layout.kind != "frames":
         return build_plan(recipe, *grid_of(length))
-    frames = max(f for f in range(1, recipe.layout.frames + 1) if length % f == 0)
-    return build_plan(recipe, *grid_of(length // frames), frames=frames)
+    acts = recipe.acting is not None  # one token of every frame is what is done in it
+    fitting = [f for f in range(1, recipe.layout.frames + 1) if length % f == 0]
+    frames = max(f for f in fitting if f == 1 or length // f > acts)
+    return build_plan(recipe, *grid_of(length // frames - acts), frames=frames)
 
 
 def layout_records(recipe: Recipe, length: int) -> list[dict[str, Any]]:

@@ -67,9 +67,6 @@ def combination_errors(recipe: "Recipe") -> list[str]:
             f"corruption.clean = {corruption.clean:g} needs layout.copies = 1; "
             "set corruption.clean to 0"
         )
-    if layout.split == "random" and layout.copies != 2:
-        errors.append('layout.split = "random" needs layout.copies = 2; set "fixed"')
-    alone = layout.copies == 1 and cache.write not in ("block", "fused")
     if corruption.share < 1 and (
         layout.copies == 1 or corruption.per == "flight" or corruption.weight == "segment"
     ):
@@ -77,6 +74,9 @@ def combination_errors(recipe: "Recipe") -> list[str]:
             f"corruption.share = {corruption.share:g} needs layout.copies = 2, and neither "
             'per = "flight" nor weight = "segment"; set corruption.share to 1'
         )
+    if layout.split == "random" and layout.copies != 2:
+        errors.append('layout.split = "random" needs layout.copies = 2; set "fixed"')
+    alone = layout.copies == 1 and cache.write not in ("block", "fused")
     alone &= recipe.schedule.matrix == "autoregressive"
     if head.kind == "patch" and alone and layout.block != "all":
         errors.append(
@@ -93,10 +93,10 @@ def combination_errors(recipe: "Recipe") -> list[str]:
         errors.append(f"cache.sink = {cache.sink} needs cache.window; set cache.sink to 0")
     errors += _pose_errors(recipe)
     errors += _video_errors(recipe) + _flight_errors(recipe) + _context_errors(recipe)
+    errors += _acting_errors(recipe)
     if (layout.kind == "stream") != (layout.text_tokens > 0):
         errors.append("layout.text_tokens must be > 0 exactly when layout.kind is stream; try 32")
     return errors
-    errors += _acting_errors(recipe)
 
 
 def _context_errors(recipe: "Recipe") -> list[str]:
@@ -127,6 +127,11 @@ def _acting_errors(recipe: "Recipe") -> list[str]:
         errors.append(
             f'acting needs layout.kind = "frames", block = "frame" and group = "site"; got '
             f"{layout.kind!r}, {layout.block!r} and {layout.group!r}"
+        )
+    if recipe.cache.window is None or recipe.cache.sink:
+        errors.append(
+            f"acting goes on for ever: cache.window = {recipe.cache.window} and cache.sink = "
+            f"{recipe.cache.sink}; set window to {2 * layout.frames}, two per frame, and sink to 0"
         )
     if recipe.condition.actions:
         errors.append(

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
+from jaxtyping import Int
 from torch import Tensor
 from torch.nn import functional
 
@@ -68,6 +69,14 @@ class ActingRollout:
             self._require(False)
             self.live.observe(values)
         self._is_imagined = False
+
+    def keep(self, players: Int[Tensor, " kept"]) -> None:
+        """Go on with some players only, for instance those whose episodes are not over.
+
+        Args:
+            players: Their numbers, at least one.
+        """
+        self.live.keep(players)
 
     def imagine(self) -> Tensor:
         """Draw the next frame.

@@ -432,6 +432,18 @@ class BlockTransformer(ModelMixin, ConfigMixin):
         return torch.where((layout.source < 0)[..., None, None], origin, own)
 
 
+def take_prompts(prompt: PreparedPrompt, items: Tensor) -> PreparedPrompt:
+    """Select items of a prepared prompt by number."""
+
+    def maybe(x: Tensor | None) -> Tensor | None:
+        return None if x is None else x[items]
+
+    cross = prompt.cross and [(key[items], value[items]) for key, value in prompt.cross]
+    return PreparedPrompt(
+        maybe(prompt.prefix), maybe(prompt.pooled), cross, maybe(prompt.cross_valid)
+    )
+
+
 def repeat_prompt(prompt: PreparedPrompt, times: int) -> PreparedPrompt:
     """Repeat every item of a prepared prompt (several pictures of one prompt)."""
 

@@ -78,7 +78,7 @@ def null_prompts(model: GenerativeModel, items: int) -> PreparedPrompt:
 def empty_values(model: GenerativeModel, items: int, frames: int | None = None) -> Tensor:
     """Make the canvas of a request: zeros in every cell of every frame."""
     config = model.config
-    cells = config.height * config.width * (frames or model.recipe.layout.frames)
+    cells = model.slots_per_frame * (frames or model.recipe.layout.frames)
     if config.codebook_size:
         shape = (items, cells, config.num_codebooks)
         return torch.zeros(shape, dtype=torch.long, device=model.device)

@@ -246,9 +246,7 @@ def frame_actions(
 
 def split_poses(
     recipe: Recipe, actions: Float[Tensor, "batch frames numbers"] | None
-) -> tuple[
-    Float[Tensor, "batch frames actions"] | None, Float[Tensor, "batch frames 4 4"] | None
-]:
+) -> tuple[Float[Tensor, "batch frames actions"] | None, Float[Tensor, "batch frames 4 4"] | None]:
     """Split the numbers of every frame into what adaLN is told and the camera's pose."""
     if actions is None or not recipe.condition.poses:
         return actions, None

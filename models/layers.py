@@ -226,9 +226,7 @@ class SelfAttention(nn.Module):
         _, key, value = self._project(x, positions if view.cache.rotated else None)
         view.extend(layer, key, value)
 
-    def _project(
-        self, x: Tensor, positions: Positions | None
-    ) -> tuple[Tensor, Tensor, Tensor]:
+    def _project(self, x: Tensor, positions: Positions | None) -> tuple[Tensor, Tensor, Tensor]:
         """Normalised queries and keys, transformed where positions are given, and values."""
         heads = split_heads(self.to_qkv(x), self.head_dim)
         both, value = heads.split_with_sizes((self.heads + self.kv_heads, self.kv_heads), dim=1)

@@ -13,7 +13,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from ..core.endless import EndlessPlan
@@ -21,6 +21,7 @@ from ..core.errors import UsageError
 from ..core.plan import build_plan
 from ..core.rollout import Event, Rollout
 from ..core.schedule import scheduler_of
+from .backbone import take_prompts
 from .generate import empty_values, null_prompts, prompt_vectors
 from .generator import GenerativeModel, ModelDecoder
 
@@ -177,6 +178,31 @@ class LiveRollout:
         )
         fresh.actions = self.decoder.actions
         self.decoder = self._rollout.decoder = fresh
+
+    def keep(self, items: Int[Tensor, " kept"]) -> None:
+        """Go on with some items only; those that stay are what they would have been.
+
+        Args:
+            items: Numbers of items, at least one.
+        """
+        rollout, prompts = self._rollout, self.decoder
+        index = items.to(rollout.values.device)
+        fresh = ModelDecoder(
+            self.model, take_prompts(prompts.cond, index),
+            None if prompts.branches == 1 else null_prompts(self.model, len(items)),
+        )  # fmt: skip
+        if prompts.actions is not None:
+            fresh.actions = prompts.actions[index]
+        self.decoder = rollout.decoder = fresh
+        for name in ("values", "is_known", "given"):
+            setattr(rollout, name, getattr(rollout, name)[index])
+        rollout.generators = [rollout.generators[item] for item in items.tolist()]
+        if rollout.cache is not None:
+            places = items
+            if rollout.cache.batch == 2 * self.items:  # guidance branches, one after the other
+                places = torch.cat((items, items + self.items))
+            rollout.cache = rollout.cache.select(places)
+        self.items = len(items)
 
     def snapshot(self) -> dict[str, Tensor]:
         """Return everything that going on depends on, the prompts apart (safetensors-ready)."""

@@ -216,6 +216,9 @@ class TinyModels:
         shape, dtype = (items, plan.num_slots), model.dtype
         if model.config.codebook_size:
             values = torch.randint(self.codes, (*shape, 1), generator=rng)
+            if model.recipe.acting is not None:
+                acts = model.is_action(torch.arange(plan.num_slots))
+                values[:, acts] %= model.recipe.acting.codes
         else:
             values = torch.randn(*shape, self.channels, generator=rng, dtype=dtype)
         noisy = None

@@ -158,7 +158,7 @@ class MosaicTokenizer(ModelMixin, ConfigMixin):
             generator: Unused; part of the tokenizer protocol.
         """
         error = F.mse_loss(self.decode(self.encode(pixels)), pixels)
-        return error, {"mse": float(error)}
+        return error, {"mse": float(error.detach())}
 
     @torch.no_grad()
     def fit(self, batches: Iterable[Float[Tensor, "_ 3 _ _"]]) -> int:
@@ -197,6 +197,7 @@ class MosaicTokenizer(ModelMixin, ConfigMixin):
             mean.index_add_(0, nearest, cells.flatten(1) * weight)
             used = total[:, 0] > 0
             self.pictures[used] = (mean / total.clamp_min(1)).view_as(self.pictures)[used]
+        self.pictures[len(chosen) :] = self.pictures[0]
         return len(chosen)
 
     def _different(self, batches: Iterable[Tensor]) -> tuple[Tensor, Tensor]:

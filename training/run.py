@@ -23,6 +23,7 @@ from ..models.generate import Request, picture_values, start
 from ..models.generator import GenerativeModel
 from ..tokenizers.build import build_tokenizer, load_tokenizer
 from ..tokenizers.video_build import build_video_tokenizer, load_video_tokenizer
+from .acting import evaluate_acting
 from .balance import balanced_order
 from .clip_evaluation import ClipSettings, evaluate_clips
 from .clip_run import clip_model_stage, load_clip_data, train_clip_tokenizer
@@ -402,6 +403,7 @@ def evaluate(
     sheet: Path | None = None,
     steps: int | None = None,
     endurance: int = 0,
+    simulator: bool = False,
 ) -> dict[str, Any]:
     """Measure a pipeline on a data set.
 
@@ -414,13 +416,15 @@ def evaluate(
         sheet: PNG with data set pictures or frames above drawn ones; None = no picture.
         steps: Rows per block; None = the recipe's.
         endurance: Frames of one long rollout of a video model; 0 = none.
+        simulator: Let a model that acts play held-out episodes in the real simulator.
 
     Returns:
         JSON-ready numbers. Pictures: reconstruction PSNR, prompt retrieval per split with its
-        baselines. Videos: see `evaluate_clips`.
+        baselines. Videos: see `evaluate_clips`; models that act: `evaluate_acting`.
 
     Raises:
-        UsageError: A long rollout of a model that draws pictures.
+        UsageError: A long rollout of a model that draws pictures, or a simulator for a model that
+            does not act, or none for one that does.
         DataError: Data that does not fit the model.
     """
     folder = Path(folder)
@@ -436,6 +440,12 @@ def evaluate(
         "torch": torch.__version__,
         "parameters": sum(p.numel() for p in model.parameters()),
     }
+    acts = model.recipe.acting is not None
+    if simulator != acts:
+        hint = "add --simulator" if acts else "leave --simulator out"
+        raise UsageError(f"{folder.name} {'acts' if acts else 'does not act'}; {hint}")
+    if acts:
+        return result | evaluate_acting(model, tokenizer, data, num=num, seed=seed)
     if is_video:
         clips = load_clip_data(model.recipe, data, tokenizer)
         settings = ClipSettings(num, seed, steps, endurance)
