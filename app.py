@@ -113,7 +113,7 @@ def _wish_boxes(does: handlers.Handlers, shelf: Shelf) -> SimpleNamespace:
         box.seed = gr.Textbox(
             label="Seed", placeholder="random", max_length=20, min_width=110, elem_id="bl-seed"
         )
-        box.dice = gr.Button("🎲", elem_id="bl-dice", scale=0)
+        box.dice = gr.Button("↻", elem_id="bl-dice", scale=0)
     with gr.Row():
         can_draw = bool(names)
         box.draw = gr.Button(

@@ -41,7 +41,7 @@ _WISH = f"""
       <input type="number" class="bv-frames" min="2" max="{MAX_FRAMES}" step="1"></label>
     <label class="bw-field"><span>Seed</span><span class="bw-row">
       <input type="text" class="bv-seed" placeholder="random" maxlength="20" inputmode="numeric">
-      <button type="button" class="bw-button bv-dice" aria-label="new seed">🎲</button></span>
+      <button type="button" class="bw-button bv-dice" aria-label="new seed">↻</button></span>
     </label></div>
   <label class="bw-field"><span>Model and its recipe</span><select class="bv-model"></select>
   </label>

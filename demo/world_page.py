@@ -53,7 +53,7 @@ _RIGHT = """
   <div class="bw-field"><span>Where to start</span><div class="bw-starts"></div></div>
   <label class="bw-field"><span>Seed</span><span class="bw-row">
     <input type="text" class="bw-seed" placeholder="random" maxlength="20" inputmode="numeric">
-    <button type="button" class="bw-button bw-dice" aria-label="new seed">🎲</button></span></label>
+    <button type="button" class="bw-button bw-dice" aria-label="new seed">↻</button></span></label>
   <div class="bw-branches" hidden></div>
   <p class="bw-help">A small model dreams every frame while you steer it. Hold the keys shown below
   the picture, on the keyboard or with a finger. <b>Fork</b> keeps this moment and goes on in a
