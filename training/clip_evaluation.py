@@ -208,7 +208,7 @@ def _horizons(
     }
     if driver is not None:
         report["driver"] = {
-            "what": "ridge regression from two frames to the action, plus what the recorded driver "
+            "what": "kernel regression from two frames to the action, plus what the recorded driver "
             "did beyond it",
             "explained_variance_of_each_number": explained(driver, held_out_clips(clips) or clips),
         }

@@ -2,8 +2,8 @@
 
 Recorded actions fit the road they were recorded on. In a dream the road bends elsewhere, so whoever
 repeats a recording leaves it, as anybody who drove blind would. A driver who sees the dreamt road
-shows what the dream is like to play. Ridge regression from two small frames to the action is enough
-where the scene is simple: it has a closed form and no seed.
+shows what the dream is like to play. Kernel ridge regression, by random features, from two small
+frames to the action is enough where the scene is simple, and has a closed form.
 
 What a recorded driver did beyond what the cloned one would have done on the true frames (noise, and
 whatever is not linear) is added to what the clone does in the dream: on the true road the two then
@@ -12,6 +12,7 @@ drive exactly alike.
 It does not know models; `driven` drives one.
 """
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -28,21 +29,29 @@ from .dreams import BATCH, Beginnings, Dream
 
 SIDE = 16
 """Frames are averaged to at most this many pixels a side before they are looked at."""
+COMPONENTS, FEATURES, SCALE = 32, 1500, 0.3
+"""Principal components of two frames; random cosines of them; how fast these turn."""
 RIDGE = 1e-3
-"""Weight of the penalty, in units of the mean square of a feature."""
+"""Weight of the penalty."""
 
 
 @dataclass(frozen=True)
 class Driver:
-    """A linear map from two frames to an action.
+    """A map from two frames to an action.
 
     Attributes:
-        weights: [features + 1, numbers], the last row a constant.
+        mean: [pixels], of two small frames.
+        basis: [pixels, components], to components of unit variance on average.
+        turns: [components, features] and [features]: frequencies and phases of the cosines.
+        weights: [features + components + 1, numbers], the last row a constant.
         low: Least value of every number in the recordings.
         high: Largest value.
     """
 
-    weights: Float[Tensor, "features numbers"]
+    mean: Float[Tensor, " pixels"]
+    basis: Float[Tensor, "pixels components"]
+    turns: tuple[Tensor, Tensor]
+    weights: Float[Tensor, "inputs numbers"]
     low: Float[Tensor, " numbers"]
     high: Float[Tensor, " numbers"]
 
@@ -54,14 +63,25 @@ class Driver:
         Args:
             frames: The frame before, and the one on the screen.
         """
-        return (_features(frames) @ self.weights).float().clamp(self.low, self.high)
+        return self.said(_small(frames)).float().clamp(self.low, self.high)
+
+    def said(self, small: Float[Tensor, "items pixels"]) -> Float[Tensor, "items numbers"]:
+        """Say what to do after two small frames, unlimited."""
+        return _inputs((small - self.mean) @ self.basis, self.turns) @ self.weights
 
 
-def _features(frames: Tensor) -> Tensor:
+def _small(frames: Tensor) -> Tensor:
+    """Average two frames to few pixels, [items, pixels] around 0."""
     pixels = rearrange(frames, "b t h w c -> (b t) c h w").double() / 255 - 0.5
     small = functional.adaptive_avg_pool2d(pixels, [min(SIDE, size) for size in frames.shape[2:4]])
-    flat = rearrange(small, "(b t) c h w -> b (t c h w)", b=len(frames))
-    return torch.cat((flat, flat.new_ones(len(flat), 1)), 1)
+    return rearrange(small, "(b t) c h w -> b (t c h w)", b=len(frames))
+
+
+def _inputs(seen: Tensor, turns: tuple[Tensor, Tensor]) -> Tensor:
+    """Random cosines of components (Rahimi and Recht, NeurIPS 2007), these, and a constant."""
+    waves = (seen @ turns[0] + turns[1]).cos() * math.sqrt(2 / turns[0].shape[1])
+    straight = SCALE * seen / math.sqrt(seen.shape[1])
+    return torch.cat((waves, straight, seen.new_ones(len(seen), 1)), 1)
 
 
 def _pairs(clips: ClipDataset) -> tuple[Tensor, Tensor]:
@@ -72,14 +92,14 @@ def _pairs(clips: ClipDataset) -> tuple[Tensor, Tensor]:
     has_both[clips.offsets[:-1]] = has_both[clips.offsets[1:] - 1] = False
     rows = rows[has_both]
     parts = [
-        _features(torch.from_numpy(clips.frames[np.stack((part - 1, part), 1)]))
+        _small(torch.from_numpy(clips.frames[np.stack((part - 1, part), 1)]))
         for part in np.array_split(rows, -(-len(rows) // 2048))
     ]
     return torch.cat(parts), torch.from_numpy(clips.actions[rows]).double()
 
 
 def clone_driver(clips: ClipDataset) -> Driver:
-    """Fit a driver to recordings, by ridge regression.
+    """Fit a driver to recordings; the random features have a seed of their own.
 
     Args:
         clips: Recordings with actions that are numbers.
@@ -91,12 +111,24 @@ def clone_driver(clips: ClipDataset) -> Driver:
         raise DataError("a driver is cloned from actions that are numbers; these clips have none")
     if clips.lengths.max() < 3:
         raise DataError(f"the longest clip has {clips.lengths.max()} frames; a driver needs 3")
-    features, done = _pairs(clips)
-    gram = features.T @ features / len(features)
-    penalty = RIDGE * float(gram.diagonal()[:-1].mean()) * torch.eye(len(gram)).double()
-    penalty[-1, -1] = 0.0  # the constant is free
-    weights = torch.linalg.solve(gram + penalty, features.T @ done / len(features))
-    return Driver(weights, done.amin(0).float(), done.amax(0).float())
+    small, done = _pairs(clips)
+    mean = small.mean(0)
+    centred = small - mean
+    variance, axes = torch.linalg.eigh(centred.T @ centred / len(centred))
+    count = min(COMPONENTS, len(variance))
+    spread = variance[-count:].mean().clamp_min(1e-12).sqrt()
+    basis = axes[:, -count:] / spread
+    rng = torch.Generator().manual_seed(0)
+    frequency = torch.randn(count, FEATURES, generator=rng, dtype=torch.float64)
+    frequency = frequency * SCALE / math.sqrt(count)
+    phase = 2 * math.pi * torch.rand(FEATURES, generator=rng, dtype=torch.float64)
+    inputs = _inputs(centred @ basis, (frequency, phase))
+    gram = inputs.T @ inputs / len(inputs)
+    penalty = RIDGE / FEATURES * torch.eye(len(gram), dtype=torch.float64)
+    penalty[-1, -1] = 1e-12  # the constant is free
+    weights = torch.linalg.solve(gram + penalty, inputs.T @ done / len(inputs))
+    low, high = done.amin(0).float(), done.amax(0).float()
+    return Driver(mean, basis, (frequency, phase), weights, low, high)
 
 
 def driver_of(clips: ClipDataset) -> Driver | None:
@@ -114,8 +146,8 @@ def explained(driver: Driver, clips: ClipDataset) -> list[float | None]:
         driver: The driver.
         clips: Recordings it was not fitted to.
     """
-    features, done = _pairs(clips)
-    said = (features @ driver.weights).clamp(driver.low.double(), driver.high.double())
+    small, done = _pairs(clips)
+    said = driver.said(small).clamp(driver.low.double(), driver.high.double())
     spread = done.var(0, correction=0)
     share = 1 - (said - done).square().mean(0) / spread.clamp_min(1e-12)
     return [
