@@ -28,7 +28,10 @@ predictor that knows positions only, fitted on the training pictures. Videos
 (`training/physics.py`): balls that fly, bounce, collide and are pushed, 8x8 or 12x12 pixels;
 measured on clips whose scene and colours do not occur together in training, against a predictor
 that also knows the frame before. *Drawn* goes on from given frames, in decibels (more is better)
-against the true ones, beside keeping the last given frame or the mean of the given ones. All with
+against the true ones, beside keeping the last given frame or the mean of the given ones. Models
+that are told cameras learn on still scenes seen from one that goes round (`training/orbits.py`),
+and the frame kept is the nearest given view. A consistent student (`nfd_plus`) names where a path
+ends and not the mean of all ends, which costs it decibels; it is measured by its teacher. All with
 one thread: another number rounds differently and a run of seconds amplifies it (with two,
 `video/teacher_forcing` came to 0.199 and 18.8 dB, below the kept last frame). Most videos after so
 short a run are below the kept last frame; `magi_ctf` and the variant it rejects had one budget.

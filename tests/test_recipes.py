@@ -267,6 +267,18 @@ CACHED_VIDEOS = [
     ("video/causal_lm", ("cache.window=18", "cache.sink=4", "cache.keys=unrotated")),
     ("video/teacher_forcing", ("cache.window=2", "cache.sink=1", "backbone.decay=8")),
     ("video/masked", ("backbone.decay=8", "cache.write=fused")),
+    # Views selected by pose, keys transformed at write or at read, actions beside the camera.
+    ("video/causnvs", ("cache.keys=unrotated", "cache.nearest=1", "cache.sink=0")),
+    ("video/causnvs", ("cache.write=fused", "condition.actions=19")),
+    (
+        "video/causnvs",
+        (
+            "layout.copies=2",
+            "mask=block_diffusion",
+            "cache.write=separate",
+            "cache.context_level=0",
+        ),
+    ),
     # Context kept with noise, told of it or not.
     ("video/diffusion_forcing", ("cache.context_noise=0.2", "cache.context_level=0.3")),
     ("video/teacher_forcing", ("cache.context_noise=0.2", "cache.write=fused")),
@@ -280,17 +292,35 @@ def test_which_video_recipes_are_exact():
     assert all(load_recipe(n).system.differs and load_recipe(n).system.url for n in VIDEOS)
 
 
+def told(recipe, items, frames):
+    """Draw what is told about frames: numbers, and where cameras are told of, rigid motions."""
+    if not recipe.condition.actions:
+        return None
+    rng = torch.Generator().manual_seed(0)
+    numbers = torch.randn(items, frames, recipe.condition.actions, generator=rng)
+    if recipe.condition.poses:
+        turn, upper = torch.linalg.qr(torch.randn(items, frames, 3, 3, generator=rng))
+        turn = turn * upper.diagonal(dim1=-2, dim2=-1).sign()[..., None, :]
+        pose = torch.eye(4).repeat(items, frames, 1, 1)
+        pose[..., :3, :3] = turn * torch.linalg.det(turn)[..., None, None].sign()
+        pose[..., :3, 3] = 0.5 * torch.randn(items, frames, 3, generator=rng)
+        numbers[..., -16:] = pose.flatten(-2)
+    return numbers
+
+
 @pytest.mark.parametrize("guided", [False, True], ids=["plain", "guided"])
 @pytest.mark.parametrize(("name", "overrides"), CACHED_VIDEOS)
 def test_cached_frames_of_video_recipes_equal_the_masked_forward(tiny, name, overrides, guided):
     model = tiny.model(name, *overrides, dtype=torch.float64)
     recipe = model.recipe
-    plan, width = plan_for(tiny, model), recipe.condition.actions
-    # More blocks than the window, so that the cache forgets some.
-    assert recipe.cache.exact and recipe.cache.window < plan.num_blocks - 1
+    plan = plan_for(tiny, model)
+    # More blocks than the window, so that the cache forgets some, or than rows select.
+    assert recipe.cache.exact
+    assert (recipe.cache.window or recipe.cache.nearest) < plan.num_blocks - 1
     decoder = tiny.decoder(model, PROMPTS[:2], guided)
-    rng = torch.Generator().manual_seed(0)
-    decoder.actions = torch.randn(2, recipe.layout.frames, width, generator=rng).double()
+    decoder.actions = told(recipe, 2, recipe.layout.frames)
+    if decoder.actions is not None:
+        decoder.actions = decoder.actions.double()
     with torch.no_grad():
         parity = compare(plan, decoder, tiny.contents(model, plan))
     assert parity.max_error < 1e-10
@@ -300,11 +330,11 @@ def test_cached_frames_of_video_recipes_equal_the_masked_forward(tiny, name, ove
 @pytest.mark.parametrize("name", VIDEOS)
 def test_videos_together_are_videos_alone_bit_for_bit(tiny, name):
     model = tiny.model(name)
-    shape = (3, 5, model.recipe.condition.actions)
-    actions = torch.randn(shape, generator=torch.Generator().manual_seed(0))
+    actions = told(model.recipe, 3, 5)
     together = draw(model, PROMPTS[:3], range(3), frames=5, actions=actions)
     for item in range(3):
         own = slice(item, item + 1)
-        alone = draw(model, PROMPTS[own], [item], frames=5, actions=actions[own])
+        own_actions = None if actions is None else actions[own]
+        alone = draw(model, PROMPTS[own], [item], frames=5, actions=own_actions)
         assert torch.equal(alone[0], together[item])
     assert not any(torch.equal(a, b) for a, b in pairwise(together))
