@@ -208,8 +208,8 @@ def _horizons(
     }
     if driver is not None:
         report["driver"] = {
-            "what": "kernel regression from two frames to the action, plus what the recorded driver "
-            "did beyond it",
+            "what": "kernel regression from two frames to the action, plus what the recorded "
+            "driver did beyond it",
             "explained_variance_of_each_number": explained(driver, held_out_clips(clips) or clips),
         }
     shown = [part[i : i + 1] for i in range(min(SHOWN, len(after))) for part in (truth, drawn)]
