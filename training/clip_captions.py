@@ -1,9 +1,10 @@
 """Does a video show what its caption says? Retrieval and parts of captions, split by split.
 
 For every held-out caption a clip is drawn from the words alone. A small text-video encoder of our
-own (text_video.py), trained on the data set's training clips, ranks the right caption among all of
-the set. The same encoder judges the real held-out clips and the training clip with the nearest
-caption, shown as it is; chance stands beside them. A caption's parts are what its commas separate.
+own (text_video.py), trained on the data set's training clips, ranks the right caption among those
+of the split, which it never saw, and names each part of the caption (what its commas separate)
+among all of the set. The same encoder judges the real held-out clips and the training clip with the
+nearest caption, shown as it is; chance stands beside them.
 """
 
 from collections.abc import Sequence
@@ -21,10 +22,18 @@ from .clips import ClipDataset
 from .dreams import drawn_from_text
 from .evaluation import bootstrap_interval, recall_report
 from .pictures import chosen_items
-from .text_video import NAME, SPAN, TextVideoEncoder, moments, shrunk, train_text_video
+from .text_video import (
+    NAME,
+    SPAN,
+    TextVideoEncoder,
+    moments,
+    parts_of,
+    shrunk,
+    train_text_video,
+)
 
 RANKS = (1, 5, 10)
-TRAIN_STEPS = 700
+TRAIN_STEPS = 400
 
 
 def can_be_asked(model: GenerativeModel, clips: ClipDataset) -> bool:
@@ -44,7 +53,7 @@ def caption_scores(
     Args:
         model: Draws from captions, in eval mode.
         tokenizer: Its tokenizer.
-        clips: All clips; their captions are the candidates.
+        clips: All clips; the captions of the split are the candidates.
         encoder: From `judge_of`.
         split: Captions of this split are drawn.
         num: Captions, chosen by the seed; None = all.
@@ -61,9 +70,8 @@ def caption_scores(
     drawn = drawn_from_text(model, tokenizer, captions, SPAN, seed=seed, steps=steps)
     train = np.array([i for i, name in enumerate(clips.split) if name == "train"])
     found = nearest_captions(captions, [clips.captions[i] for i in train])
-    candidates = sorted(set(clips.captions))
-    words = encoder.read(candidates)
-    judge = _Judge(captions, candidates, words)
+    candidates = sorted({c for c, s in zip(clips.captions, clips.split, strict=True) if s == split})
+    judge = Judge(encoder, captions, candidates, clips.captions)
     return {
         "evaluator": NAME,
         "candidates": len(candidates),
@@ -85,7 +93,7 @@ def judge_of(clips: ClipDataset, seed: int = 0, steps: int = TRAIN_STEPS) -> Tex
 
 def seen(
     encoder: TextVideoEncoder, pieces: Sequence[UInt8[Tensor, "moments height width 3"]]
-) -> Float[Tensor, "pieces dim"]:
+) -> Float[Tensor, "pieces parts dim"]:
     """Turn pieces of clips into vectors."""
     return encoder.see(shrunk(torch.stack(list(pieces))))
 
@@ -99,35 +107,50 @@ def _pieces(clips: ClipDataset, index: Sequence[int] | NDArray[np.int64]) -> lis
     return found
 
 
-def parts_of(caption: str) -> list[str]:
-    """Split "a fox, walk, dark background" at its commas."""
-    return [part.strip() for part in caption.split(",")]
+class Judge:
+    """Ranks captions and names their parts, for vectors of clips that belong to captions."""
 
+    def __init__(
+        self, encoder: TextVideoEncoder, captions: list[str], candidates: list[str],
+        vocabulary: Sequence[str],
+    ) -> None:  # fmt: skip
+        """Read all texts once.
 
-class _Judge:
-    """Ranks the right captions among candidates, for lists of vectors per caption."""
-
-    def __init__(self, captions: list[str], candidates: list[str], words: Tensor) -> None:
-        self.captions, self.candidates, self.words = captions, candidates, words
+        Args:
+            encoder: Reads and has seen the clips.
+            captions: The right ones, all among the candidates.
+            candidates: Captions that are ranked.
+            vocabulary: Captions whose parts may be named.
+        """
+        self.captions, self.candidates = captions, candidates
+        count = encoder.num_parts
+        self.words = encoder.read_captions(candidates)
         self.target = np.array([candidates.index(caption) for caption in captions])
-        self.parts = [parts_of(caption) for caption in candidates]
-        self.num_parts = min(map(len, self.parts))
+        told = [parts_of(caption, count) for caption in captions]
+        known = [parts_of(caption, count) for caption in vocabulary]
+        self.wanted = [[parts[p] for parts in told] for p in range(count)]
+        self.texts = [sorted({parts[p] for parts in known}) for p in range(count)]
+        self.vectors = [encoder.read(texts) for texts in self.texts]
         # Captions that differ in their last part only, as in two themes, succeed or fail together.
-        self.clusters = [", ".join(parts_of(c)[: max(1, self.num_parts - 1)]) for c in captions]
+        self.clusters = [", ".join(parts[: max(1, count - 1)]) for parts in told]
 
-    def report(self, vectors: list[Tensor]) -> dict[str, Any]:
-        """Average over a caption's vectors, then over captions."""
+    def report(self, vectors: Sequence[Float[Tensor, "pieces parts dim"]]) -> dict[str, Any]:
+        """Average over a caption's pieces, then over captions.
+
+        Args:
+            vectors: For every caption the pieces that are to show it, at least one.
+        """
         hits: dict[int, list[float]] = {k: [] for k in RANKS}
-        right: list[list[float]] = [[] for _ in range(self.num_parts)]
-        for target, some in zip(self.target, vectors, strict=True):
-            scores = (some @ self.words.T).double().numpy()
-            rank = (scores >= scores[:, [target]]).sum(1)
+        right: list[list[float]] = [[] for _ in self.texts]
+        for number, some in enumerate(vectors):
+            scores = torch.einsum("npd,cpd->nc", some, self.words).double().numpy()
+            rank = (scores >= scores[:, [self.target[number]]]).sum(1)
             for k in RANKS:
                 hits[k].append(float((rank <= k).mean()))
-            best = scores.argmax(1)
-            for part, found in enumerate(right):
-                wanted = self.parts[target][part]
-                found.append(float(np.mean([self.parts[b][part] == wanted for b in best])))
+            for part, texts in enumerate(self.texts):
+                named = (some[:, part] @ self.vectors[part].T).argmax(1).tolist()
+                wanted = self.wanted[part][number]
+                right[part].append(float(np.mean([texts[i] == wanted for i in named])))
         arrays = {k: np.array(values) for k, values in hits.items()}
         sizes = np.full(len(self.captions), len(self.candidates))
         result = recall_report(arrays, sizes, self.clusters) | {"descriptor": NAME}
@@ -141,12 +164,8 @@ class _Judge:
         return {"share": float(right.mean()), "interval": [low, high]}
 
     def chance(self) -> dict[str, float]:
-        """Return what naming any candidate at random would reach."""
+        """Return what naming any caption, or any text of a part, at random would reach."""
         result = {f"recall_at_{k}": min(1.0, k / len(self.candidates)) for k in RANKS}
-        for part in range(self.num_parts):
-            same = [
-                np.mean([other[part] == self.parts[target][part] for other in self.parts])
-                for target in self.target
-            ]
-            result[f"part_{part + 1}_right"] = float(np.mean(same))
-        return result
+        return result | {
+            f"part_{number + 1}_right": 1 / len(texts) for number, texts in enumerate(self.texts)
+        }

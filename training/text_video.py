@@ -1,11 +1,13 @@
 """A small text-video encoder of our own, trained on the data set it then judges.
 
-Clips and captions become vectors of length one; a clip's vector is near its caption's. It needs no
-download and no accelerator. What it knows is what its training clips showed, so its verdicts mean
-something only beside those on real clips. It knows no generator.
+A caption has parts, which its commas separate. For every part a clip and a text become vectors of
+length one, near each other where they belong together. It needs no download and no accelerator.
+What it knows is what its training clips showed, so its verdicts mean something only beside those on
+real clips. It knows no generator.
 
-Source: symmetric contrastive training of CLIP (arXiv:2103.00020), section 2.3. Differs: equal
-captions in a batch are all right answers; frames enter together, with their differences.
+Source: symmetric contrastive training of CLIP (arXiv:2103.00020), section 2.3. Differs: one vector
+per part of a caption, so that an unseen combination of seen parts is no stranger; equal parts in a
+batch are all right answers; frames enter together, with their differences.
 """
 
 from collections.abc import Sequence
@@ -35,36 +37,59 @@ NAME = "own-text-video-contrastive"
 class TextVideoEncoder(nn.Module):
     """Captions and clips of `MOMENTS` frames in one space."""
 
-    def __init__(self, width: int = 48, dim: int = DIM, buckets: int = 1024, words: int = 12):
+    def __init__(
+        self, num_parts: int, width: int = 48, dim: int = DIM, buckets: int = 1024, words: int = 12
+    ):
         """Build fresh networks.
 
         Args:
+            num_parts: Parts of a caption.
             width: Channels of the first convolution.
             dim: Length of a vector.
             buckets: Rows of the text encoder's table.
-            words: Most words of a caption.
+            words: Most words of a part.
         """
         super().__init__()
+        self.num_parts = num_parts
         widths = [3 * (2 * MOMENTS - 1), width, 2 * width, 3 * width]
         self.layers = nn.ModuleList(
             nn.Conv2d(a, b, 3, stride=2, padding=1) for a, b in pairwise(widths)
         )
         self.norms = nn.ModuleList(nn.GroupNorm(4, b) for b in widths[1:])
-        self.head = nn.Linear(widths[-1] * (SIDE // 8) ** 2, dim)
+        self.head = nn.Linear(widths[-1] * (SIDE // 8) ** 2, num_parts * dim)
         self.text = HashTextEncoder(dim=dim, num_buckets=buckets, max_words=words, num_layers=0)
 
-    def see(self, pixels: Float[Tensor, "clips moments 3 side side"]) -> Float[Tensor, "clips dim"]:
-        """Turn frames in [-1, 1] into unit vectors."""
+    def see(
+        self, pixels: Float[Tensor, "clips moments 3 side side"]
+    ) -> Float[Tensor, "clips parts dim"]:
+        """Turn frames in [-1, 1] into unit vectors, one per part."""
         moves = pixels.diff(dim=1) * 2
         x = rearrange(torch.cat((pixels, moves), 1), "b t c h w -> b (t c) h w")
         for layer, norm in zip(self.layers, self.norms, strict=True):
             x = F.silu(norm(layer(x)))
-        return F.normalize(self.head(x.flatten(1)), dim=-1)
+        parts = rearrange(self.head(x.flatten(1)), "b (p d) -> b p d", p=self.num_parts)
+        return F.normalize(parts, dim=-1)
 
-    def read(self, captions: Sequence[str]) -> Float[Tensor, "captions dim"]:
-        """Turn captions into unit vectors."""
-        ids = self.text.tokenize(captions).to(self.head.weight.device)
+    def read(self, texts: Sequence[str]) -> Float[Tensor, "texts dim"]:
+        """Turn texts, each a part of a caption, into unit vectors."""
+        ids = self.text.tokenize(texts).to(self.head.weight.device)
         return F.normalize(self.text(ids).pooled, dim=-1)
+
+    def read_captions(self, captions: Sequence[str]) -> Float[Tensor, "captions parts dim"]:
+        """Turn captions into unit vectors, one per part."""
+        texts = [part for caption in captions for part in parts_of(caption, self.num_parts)]
+        return rearrange(self.read(texts), "(c p) d -> c p d", p=self.num_parts)
+
+
+def parts_of(caption: str, num_parts: int) -> list[str]:
+    """Split "a fox, walk, dark background" at its commas; later commas stay in the last part."""
+    parts = [part.strip() for part in caption.split(",", num_parts - 1)]
+    return parts + [""] * (num_parts - len(parts))
+
+
+def fewest_parts(captions: Sequence[str]) -> int:
+    """Count the parts that every caption has."""
+    return min(caption.count(",") for caption in captions) + 1
 
 
 def moments(
@@ -86,7 +111,7 @@ def shrunk(
 
 @torch.enable_grad()
 def train_text_video(
-    clips: ClipDataset, steps: int = 700, batch_size: int = 64, seed: int = 0
+    clips: ClipDataset, steps: int = 400, batch_size: int = 64, seed: int = 0
 ) -> TextVideoEncoder:
     """Train an encoder on clips with captions.
 
@@ -107,7 +132,7 @@ def train_text_video(
         raise DataError("a text-video encoder needs clips of at least 2 different captions")
     with torch.random.fork_rng(devices=[]):
         torch.random.default_generator.manual_seed(seed_for(seed, "text video"))
-        encoder = TextVideoEncoder()
+        encoder = TextVideoEncoder(fewest_parts(clips.captions))
     optimizer = torch.optim.AdamW(encoder.parameters(), lr=2e-3, weight_decay=0.05)
     batch_size = min(batch_size, len(clips))
     encoder.train()
@@ -118,7 +143,10 @@ def train_text_video(
             shrunk(torch.stack([_piece(clips, i, generator) for i in chosen])), generator
         )
         captions = [clips.captions[i] for i in chosen]
-        loss = contrastive(encoder.see(pixels), encoder.read(captions), captions)
+        told, vectors = encoder.read_captions(captions), encoder.see(pixels)
+        parts = zip(*(parts_of(c, encoder.num_parts) for c in captions), strict=True)
+        losses = [contrastive(vectors[:, p], told[:, p], part) for p, part in enumerate(parts)]
+        loss = torch.stack(losses).mean()
         rate = learning_rate_at(step, peak=2e-3, num_steps=steps, warmup_steps=min(30, steps // 4))
         for group in optimizer.param_groups:
             group["lr"] = rate
@@ -157,16 +185,16 @@ def augmented(
 
 
 def contrastive(
-    seen: Float[Tensor, "clips dim"], told: Float[Tensor, "clips dim"], captions: Sequence[str]
+    seen: Float[Tensor, "clips dim"], told: Float[Tensor, "clips dim"], texts: Sequence[str]
 ) -> Float[Tensor, ""]:
-    """Cross-entropy of clips to captions and back; equal captions share the right answer.
+    """Cross-entropy of clips to texts and back; equal texts share the right answer.
 
     Args:
         seen: Vectors of clips.
-        told: Vectors of their captions.
-        captions: The captions.
+        told: Vectors of their texts.
+        texts: The texts.
     """
-    _, kind = np.unique(np.asarray(captions), return_inverse=True)
+    _, kind = np.unique(np.asarray(texts), return_inverse=True)
     kinds = torch.from_numpy(kind)
     right = (kinds[:, None] == kinds).float()
     right = right / right.sum(1, keepdim=True)
