@@ -93,7 +93,7 @@ def test_the_relation_is_read_and_written():
     assert parse_relation(text).route_names() == {"pose:2"}
     assert str(rule("block_causal", nearest=2, sink=True)).endswith(f"N->N {text}")
     for wrong in ("POSE(0)", "POSE(near)", "POSE(1,2)", "POSE()"):
-        with pytest.raises(ValueError, match="POSE|argument"):
+        with pytest.raises(ValueError, match=r"POSE|argument"):
             parse_relation(wrong)
 
 
