@@ -45,11 +45,6 @@ def combination_errors(recipe: "Recipe") -> list[str]:
     if head.kind == "shortcut" and head.steps & (head.steps - 1):
         near = 1 << (head.steps.bit_length() - 1)
         errors.append(f"head.steps = {head.steps} must be a power of two; try {near}")
-    if corruption.context and layout.copies == 1:
-        errors.append(
-            f"corruption.context = {corruption.context:g} needs layout.copies = 2; "
-            "set corruption.context to 0"
-        )
     if corruption.resample and (layout.copies == 1 or head.kind != "patch"):
         errors.append(
             f"corruption.resample = {corruption.resample:g} needs layout.copies = 2 and "
@@ -102,6 +97,11 @@ def combination_errors(recipe: "Recipe") -> list[str]:
 def _context_errors(recipe: "Recipe") -> list[str]:
     """What context that is kept with noise needs."""
     cache, errors = recipe.cache, []
+    if recipe.corruption.context and recipe.layout.copies == 1:
+        errors.append(
+            f"corruption.context = {recipe.corruption.context:g} needs layout.copies = 2; "
+            "set corruption.context to 0"
+        )
     latents = recipe.head.kind != "categorical" and recipe.corruption.kind != "ddpm"
     keeps = cache.write in ("separate", "block", "fused")
     if cache.context_noise and not (latents and keeps):

@@ -133,19 +133,7 @@ class BlockTransformer(ModelMixin, ConfigMixin):
         super().__init__()
         self.copies_modulated = [Copy[name.upper()] for name in modulate]
         self.copies_seeing_words = [Copy[name.upper()] for name in sees_words]
-        if value == "code":
-            self.embed_codes = nn.Embedding(num_codebooks * codebook_size, dim)
-            nn.init.normal_(self.embed_codes.weight, std=1 / math.sqrt(num_codebooks))
-            self.register_buffer(
-                "code_offset", torch.arange(num_codebooks) * codebook_size, persistent=False
-            )
-        else:
-            self.embed_latents = RowStableLinear(latent_channels, dim)
-            self.embed_noisy = RowStableLinear(latent_channels, dim)
-        if action_codes:
-            self.embed_done = nn.Embedding(action_codes, dim)
-        elif action_numbers:
-            self.embed_done = RowStableLinear(action_numbers, dim)
+        self._add_embeddings()
         self.mask_row = nn.Parameter(torch.randn(dim) * 0.02)
         self.position_table = nn.Embedding(num_sources, dim)
         nn.init.normal_(self.position_table.weight, std=0.1)
@@ -156,15 +144,39 @@ class BlockTransformer(ModelMixin, ConfigMixin):
         for linear in (self.to_modulation, self.to_final):
             nn.init.zeros_(linear.weight)
             nn.init.zeros_(linear.bias)
-        kv_heads = num_kv_heads or num_heads
-        words = prompt_dim if cross_attention else 0
-        self.layers = nn.ModuleList(
-            Layer(dim, num_heads, kv_heads, mlp_ratio, words) for _ in range(num_layers)
-        )
-        for layer in self._stack:  # residual branches start small (GPT-2)
-            for proj in (layer.attention.to_out, layer.mlp.to_out):
-                nn.init.normal_(proj.weight, std=0.02 / math.sqrt(2 * num_layers) * 4)
+        self._add_layers()
         self.gradient_checkpointing = False
+
+    def _add_embeddings(self) -> None:
+        """Add the maps of what rows hold: codes or latents, and actions where rows hold them."""
+        config = self.config
+        dim, codebooks = config.dim, config.num_codebooks
+        if config.value == "code":
+            self.embed_codes = nn.Embedding(codebooks * config.codebook_size, dim)
+            nn.init.normal_(self.embed_codes.weight, std=1 / math.sqrt(codebooks))
+            self.register_buffer(
+                "code_offset", torch.arange(codebooks) * config.codebook_size, persistent=False
+            )
+        else:
+            self.embed_latents = RowStableLinear(config.latent_channels, dim)
+            self.embed_noisy = RowStableLinear(config.latent_channels, dim)
+        if config.action_codes:
+            self.embed_done = nn.Embedding(config.action_codes, dim)
+        elif config.action_numbers:
+            self.embed_done = RowStableLinear(config.action_numbers, dim)
+
+    def _add_layers(self) -> None:
+        """Add the layers; their residual branches start small (GPT-2)."""
+        config = self.config
+        kv_heads = config.num_kv_heads or config.num_heads
+        words = config.prompt_dim if config.cross_attention else 0
+        self.layers = nn.ModuleList(
+            Layer(config.dim, config.num_heads, kv_heads, config.mlp_ratio, words)
+            for _ in range(config.num_layers)
+        )
+        for layer in self._stack:
+            for proj in (layer.attention.to_out, layer.mlp.to_out):
+                nn.init.normal_(proj.weight, std=0.02 / math.sqrt(2 * config.num_layers) * 4)
 
     def _add_conditions(
         self, prompt_dim: int, num_prompt_rows: int, modulates: bool, action_dim: int, level: str
