@@ -192,11 +192,11 @@ class Expert:
 def test_the_expert_of_the_grid_world_follows_every_instruction():
     expert = Expert()
     ended = play(range(100), begin_room, expert)
-    assert ended.success.all() and 1 <= ended.steps.min() and ended.steps.max() <= 6
+    assert ended.success.all() and 1 <= ended.steps.min() and ended.steps.max() <= 4
     report = rate(ended)
     assert (report["successes"], report["success_rate"]) == (100, 1.0)
     assert report["mean_steps_when_successful"] == pytest.approx(ended.steps.mean(), abs=0.005)
-    assert expert.kept == sorted(expert.kept[:5], reverse=True) + expert.kept[5:]
+    assert expert.kept[0] < 64 and expert.kept[1] < expert.kept[0]  # who is done leaves
     lazy = play(range(100), begin_room, RandomPlayer([1, 0, 0, 0], 0))
     assert 0 < lazy.success.mean() < 0.4
     assert (lazy.steps[~lazy.success] == MAX_STEPS).all()
