@@ -137,7 +137,8 @@ def _by_split(
     told: dict[str, Any] = {"seed": settings.seed, "steps": settings.steps}
     result: dict[str, Any] = {}
     for name in names:
-        some, entry = clips.only(name), {"clips": clips.split.count(name)}
+        some = clips.only(name)
+        entry: dict[str, Any] = {"clips": len(some)}
         if len(names) > 1 and _typical_length(some) > given:
             horizons = fitting_horizons(some, given)
             num = settings.num or CONTEXTS
