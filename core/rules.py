@@ -59,9 +59,13 @@ def _windowed(
     """Restrict a column to the last `window` values, or the `nearest`, and if asked the sinks."""
     if route is not None:
         relation = relation & ROUTE(route)
-    if window is None and nearest is None:
+    near: Relation
+    if window is not None:
+        near = NEAR(attribute, window)
+    elif nearest is not None:
+        near = POSE(nearest)
+    else:
         return relation
-    near: Relation = POSE(nearest) if window is None else NEAR(attribute, window)
     return relation & (near | K("SINK") if sink else near)
 
 

@@ -160,6 +160,7 @@ class BlockTransformer(ModelMixin, ConfigMixin):
         else:
             self.embed_latents = RowStableLinear(config.latent_channels, dim)
             self.embed_noisy = RowStableLinear(config.latent_channels, dim)
+        self.embed_done: nn.Module
         if config.action_codes:
             self.embed_done = nn.Embedding(config.action_codes, dim)
         elif config.action_numbers:

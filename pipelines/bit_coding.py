@@ -298,7 +298,6 @@ class TokenCoder:
         for is_there, step in ((place % width > 0, 1), (place >= width, width)):
             codes = self._now[place - step].tolist() if is_there else zeros
             around.append(codes)
-            same = is_there and self._before is not None
-            same = same and codes == self._before[place - step].tolist()
-            still = 2 * still + int(same)
+            earlier = self._before[place - step].tolist() if self._before is not None else None
+            still = 2 * still + int(is_there and codes == earlier)
         return tuple(around), still

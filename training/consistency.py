@@ -67,7 +67,8 @@ def tangent(
     cos, sin = time.cos(), time.sin()
     speed = cos * sin * moves
     with torch.no_grad(), differentiable_attention():
-        value, change = torch.func.jvp(student, (sample, time), (speed * drift, speed))
+        both: Any = torch.func.jvp(student, (sample, time), (speed * drift, speed))
+        value, change = both
     g = -(cos**2) * (value - drift) - share * (cos * sin * sample + change)
     return value.detach(), (g * moves).detach()
 

@@ -103,7 +103,8 @@ class DistillStage(ModelStage):
     @property
     def streams(self) -> Streams | None:
         """The student's own videos, where they go on from step to step."""
-        return self._all["streams"] if "streams" in self._all else None
+        found = self._all["streams"] if "streams" in self._all else None
+        return found if isinstance(found, Streams) else None
 
     def loss(
         self, indices: Tensor, generator: torch.Generator, step: int

@@ -73,7 +73,8 @@ class Driver:
 def _small(frames: Tensor) -> Tensor:
     """Average two frames to few pixels, [items, pixels] around 0."""
     pixels = rearrange(frames, "b t h w c -> (b t) c h w").double() / 255 - 0.5
-    small = functional.adaptive_avg_pool2d(pixels, [min(SIDE, size) for size in frames.shape[2:4]])
+    height, width = (min(SIDE, size) for size in frames.shape[2:4])
+    small = functional.adaptive_avg_pool2d(pixels, (height, width))
     return rearrange(small, "(b t) c h w -> b (t c h w)", b=len(frames))
 
 

@@ -90,7 +90,8 @@ class GridWorld:
             goal, or after `max_steps`. Other coloured cells are walked over.
         """
         step, here = MOVES[action], self._agent
-        self._agent = tuple(min(max(a + s, 0), SIDE - 1) for a, s in zip(here, step, strict=True))
+        row, column = (min(max(a + s, 0), SIDE - 1) for a, s in zip(here, step, strict=True))
+        self._agent = (row, column)
         self._steps += 1
         is_right = self._goals[self._wanted] == self._agent
         is_over = is_right or self._steps >= self.max_steps
