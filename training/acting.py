@@ -14,6 +14,7 @@ from typing import Any, Protocol
 
 import numpy as np
 import torch
+from einops import rearrange
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -21,7 +22,6 @@ from ..core.errors import DataError, UsageError
 from ..core.sampling import item_generator
 from ..models.acting import ActingRollout
 from ..models.generator import GenerativeModel
-from ..pipelines.clip_frames import to_clip
 from .babyai import NUM_ACTIONS, BabyAISimulator
 
 BATCH = 64
@@ -173,7 +173,8 @@ class ModelPlayer:
     def act(self, frames: Frames) -> Sequence[int]:
         """See the frames, draw what is done."""
         assert self._stream is not None
-        clips = torch.cat([to_clip(frame[None]) for frame in frames])
+        pixels = torch.from_numpy(frames.astype(np.float32)) / 127.5 - 1
+        clips = rearrange(pixels, "b h w c -> b c 1 h w")
         seen = self.tokenizer.encode(clips.to(self.model.device, self.model.dtype))[:, 0]
         if self._imagines and self._before is not None:
             self._score(self._stream.imagine(), seen, self._before)

@@ -30,10 +30,11 @@ CONFIGS = {
     "sigma": NETWORK | {"latent_channels": 6},
     "light": LIGHT | {"latent_channels": 6},
     "light_fsq": LIGHT | {"levels": (4, 3), "num_codebooks": 3},
+    "mosaic": {"image_size": 16, "cell": 4, "merge": 2, "codebook_size": 6},
     "autoencoder_kl": {"image_size": 16, "autoencoder_config": AUTOENCODER},
     "vq_model": {"image_size": 16, "model_config": AUTOENCODER | {"num_vq_embeddings": 20}},
 }
-TRAINED = sorted(set(CONFIGS) - {"palette", "patch"})
+TRAINED = sorted(set(CONFIGS) - {"palette", "patch", "mosaic"})
 
 
 def make(kind):

@@ -147,7 +147,9 @@ def test_what_is_no_image_tokenizer_is_refused():
         FrameTokenizer.wrap(torch.nn.Linear(1, 1))
     with pytest.raises(ValueError, match="nearest fsq"):
         build_video_tokenizer({"kind": "frames", "image": {"kind": "fsk"}})
-    assert set(VIDEO_TOKENIZERS) == {"frames", "video_kl", "video_sigma", "wan", "cogvideox"}
+    assert set(VIDEO_TOKENIZERS) == {
+        "frames", "video_kl", "video_sigma", "bsq_transformer", "wan", "cogvideox"
+    }  # fmt: skip
 
 
 def test_codes_outside_the_codebook_are_refused(pixels):
