@@ -334,7 +334,7 @@ def check_parts(tokenizer: Any, model: GenerativeModel) -> None:
         if got != wanted:
             raise ModelError(
                 explain(f"compression needs {name} = {wanted}", got=str(got),
-                        hint="a model trained from benchmarks/compression.yaml")
+                        hint="a model trained from configs/bundled/compression.yaml")
             )  # fmt: skip
     if recipe.layout.frames < 2:
         raise ModelError(explain("compression needs layout.frames", got="1", allowed="2 and more"))

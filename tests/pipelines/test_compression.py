@@ -3,7 +3,7 @@
 import json
 import struct
 import zlib
-from pathlib import Path
+from importlib import resources
 
 import numpy as np
 import pytest
@@ -30,7 +30,7 @@ from blockloom.pipelines.params import weights_hash
 from blockloom.pipelines.video import VideoPipeline
 from blockloom.tokenizers.video_build import build_video_tokenizer
 
-RECIPE = Path(__file__).resolve().parents[2] / "benchmarks" / "compression.yaml"
+RECIPE = resources.files("blockloom.configs") / "bundled" / "compression.yaml"
 TOKENIZER = {"kind": "bsq_transformer", "frame_size": (16, 16), "patch": 8, "dim": 16, "heads": 1,
              "encoder_depth": 1, "decoder_depth": 1, "window": 2, "bits": 3,
              "num_codebooks": 2}  # fmt: skip
