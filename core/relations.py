@@ -9,6 +9,7 @@ dense reference and the FlexAttention predicate, because it only uses broadcasti
 """
 
 import ast
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
@@ -25,7 +26,7 @@ _COMPARABLE = ("block", "copy", "order", "group", "document", "source", "tree_in
 _WIDTHS = ("reach",)
 
 
-class Relation:
+class Relation(ABC):
     """A predicate visible(q, k); combine with `&`, `|` and `~`."""
 
     def __and__(self, other: "Relation") -> "Relation":
@@ -45,8 +46,9 @@ class Relation:
         """Names of the routing tables the relation reads."""
         return frozenset().union(*(part.route_names() for part in self._parts()))
 
+    @abstractmethod
     def _seen(self, q: Get, k: Get, routes: Routes) -> Tensor:
-        raise NotImplementedError(f"{type(self).__name__} defines no evaluation")
+        """Evaluate the relation."""
 
     def _parts(self) -> tuple["Relation", ...]:
         return ()

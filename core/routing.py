@@ -29,16 +29,14 @@ class Routing:
 
     Attributes:
         top: Finished blocks a row reads.
-        per: "query": every row and head chooses; "block": the rows of a block choose together, by
-            their mean query.
         mean: [blocks, keys], the share of every key in the mean key of its block.
         is_past: [queries, blocks], blocks that finished before the row's own.
         block_of_key: [keys], row of `mean` a key belongs to; -1 = always read.
-        same_block: [queries, queries], rows that choose together, as shares of 1; None per query.
+        same_block: [queries, queries], rows that choose together, by their mean query, as shares of
+            1; None = every row and head chooses alone.
     """
 
     top: int
-    per: str
     mean: Float[Tensor, "blocks keys"]
     is_past: Bool[Tensor, "queries blocks"]
     block_of_key: Int[Tensor, " keys"]
@@ -84,7 +82,7 @@ def routing(queries: Layout, keys: Layout, top: int, per: str = "query") -> Rout
         queries: Active rows, one layout for the batch.
         keys: Cached and active rows.
         top: Finished blocks a row reads, at least 1.
-        per: As in `Routing`.
+        per: "query": every row and head chooses; "block": the rows of a block choose together.
 
     Raises:
         UsageError: `top` below 1, or an unknown `per`.
@@ -108,4 +106,4 @@ def routing(queries: Layout, keys: Layout, top: int, per: str = "query") -> Rout
             queries.copy[:, None] == queries.copy[None]
         )
         same = equal / equal.sum(-1, keepdim=True)
-    return Routing(top, per, mean, is_past, block_of_key, same)
+    return Routing(top, mean, is_past, block_of_key, same)

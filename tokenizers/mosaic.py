@@ -16,10 +16,10 @@ from diffusers.models.modeling_utils import ModelMixin
 from einops import rearrange
 from jaxtyping import Float, Int
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from ..core.errors import DataError
 from .base import check_codes, check_pixels
+from .untrained import PlainError
 
 MOST_CELLS = 400_000
 """Cells the pictures are picked from; the first ones where there are more."""
@@ -27,7 +27,7 @@ ROUNDS = 4
 """How often pictures move to the mean of their cells."""
 
 
-class MosaicTokenizer(ModelMixin, ConfigMixin):
+class MosaicTokenizer(ModelMixin, ConfigMixin, PlainError):
     """Codes of the nearest cell pictures, several cells to a token."""
 
     value = "code"
@@ -145,20 +145,6 @@ class MosaicTokenizer(ModelMixin, ConfigMixin):
         whole = self.edge.expand(len(values), -1, -1, -1).clone()
         whole[:, :, margin:-margin, margin:-margin] = inner
         return whole
-
-    def loss(
-        self,
-        pixels: Float[Tensor, "batch 3 height width"],
-        generator: torch.Generator | None = None,
-    ) -> tuple[Float[Tensor, ""], dict[str, float]]:
-        """Return the mean squared error of the pasted pictures.
-
-        Args:
-            pixels: Images in [-1, 1].
-            generator: Unused; part of the tokenizer protocol.
-        """
-        error = F.mse_loss(self.decode(self.encode(pixels)), pixels)
-        return error, {"mse": float(error.detach())}
 
     @torch.no_grad()
     def fit(self, batches: Iterable[Float[Tensor, "_ 3 _ _"]]) -> int:

@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from .base import check_codes, check_latents, check_pixels, join_patches, split_patches
+from .untrained import PlainError
 
 # Corners of the RGB cube: black, red, green, yellow, blue, magenta, cyan, white.
 CUBE_CORNERS = tuple((255 * (i & 1), 255 * (i >> 1 & 1), 255 * (i >> 2)) for i in range(8))
@@ -28,7 +29,7 @@ def _cells(image_size: int, patch: int) -> int:
     return image_size // patch
 
 
-class PaletteTokenizer(ModelMixin, ConfigMixin):
+class PaletteTokenizer(ModelMixin, ConfigMixin, PlainError):
     """One code per square cell: the palette colour nearest to the cell's mean colour."""
 
     value = "code"
@@ -100,22 +101,8 @@ class PaletteTokenizer(ModelMixin, ConfigMixin):
             q=size,
         )
 
-    def loss(
-        self,
-        pixels: Float[Tensor, "batch 3 height width"],
-        generator: torch.Generator | None = None,
-    ) -> tuple[Float[Tensor, ""], dict[str, float]]:
-        """Return the mean squared error; nothing is trained.
 
-        Args:
-            pixels: Images in [-1, 1].
-            generator: Unused; part of the tokenizer protocol.
-        """
-        error = F.mse_loss(self.decode(self.encode(pixels)), pixels)
-        return error, {"mse": float(error)}
-
-
-class PatchTokenizer(ModelMixin, ConfigMixin):
+class PatchTokenizer(ModelMixin, ConfigMixin, PlainError):
     """One latent per square patch: its raw pixels, shifted and scaled by constants."""
 
     value = "latent"
@@ -173,17 +160,3 @@ class PatchTokenizer(ModelMixin, ConfigMixin):
         check_latents(values, self.num_tokens, self.latent_channels)
         patches = values * self.latent_std + self.latent_mean
         return join_patches(patches, self.grid, self.config["patch"]).clamp(-1, 1)
-
-    def loss(
-        self,
-        pixels: Float[Tensor, "batch 3 height width"],
-        generator: torch.Generator | None = None,
-    ) -> tuple[Float[Tensor, ""], dict[str, float]]:
-        """Return the mean squared error, zero up to rounding; nothing is trained.
-
-        Args:
-            pixels: Images in [-1, 1].
-            generator: Unused; part of the tokenizer protocol.
-        """
-        error = F.mse_loss(self.decode(self.encode(pixels)), pixels)
-        return error, {"mse": float(error)}

@@ -29,6 +29,7 @@ from ..core.schedulers.flow import FlowEuler
 from ..core.trigflow import circular_velocity, level_of_time, path_scale, time_of_level
 from ..models.generator import GenerativeModel
 from .objective import Batch, ModelStage
+from .student import StudentStage
 
 Field = Callable[[Tensor, Tensor], Tensor]
 """Sample and time on the circular path to dx/dt."""
@@ -96,27 +97,13 @@ END_ROWS = 16
 END_BATCH = 64
 
 
-class ConsistencyStage(ModelStage):
+class ConsistencyStage(StudentStage):
     """Trains a flow model, then its student that needs few rows."""
 
     def __init__(self, model: GenerativeModel, *data: Any, **more: Any) -> None:
-        """Build the teacher.
-
-        Args:
-            model: The model; its recipe has a `distill` section.
-            *data: As `ModelStage` takes them.
-            **more: As `ModelStage` takes them.
-
-        Raises:
-            ValueError: A recipe without a `distill` section.
-        """
+        """Build the teacher; see `StudentStage`."""
         super().__init__(model, *data, **more)
-        if self.recipe.distill is None:
-            raise ValueError(f"recipe {self.recipe.name} has no distill section; add one")
-        self.spec = self.recipe.distill
-        self.teacher = ModelStage(
-            copy.deepcopy(model), self.values, self.prompt_ids, (), self.actions
-        )
+        self.teacher = self.beside(copy.deepcopy(model))
         self._all = nn.ModuleDict({"student": model, "teacher": self.teacher.model})
 
     def modules(self) -> nn.Module:

@@ -35,6 +35,7 @@ from ..models.generator import GenerativeModel, ModelDecoder
 from .history import history_generators
 from .objective import Batch, ModelStage
 from .streams import Streams
+from .student import StudentStage
 
 TEACHER = [
     "layout.copies=1", "layout.block=all", "mask=bidirectional", "cache.write=none",
@@ -59,34 +60,19 @@ class Drawn:
     level: float
 
 
-class DistillStage(ModelStage):
+class DistillStage(StudentStage):
     """Trains a student with a teacher and a critic beside it."""
 
     def __init__(self, model: GenerativeModel, *data: Any, **more: Any) -> None:
-        """Build the teacher and the critic.
-
-        Args:
-            model: The student; its recipe has a `distill` section.
-            *data: As `ModelStage` takes them.
-            **more: As `ModelStage` takes them.
-
-        Raises:
-            ValueError: A recipe without a `distill` section.
-        """
+        """Build the teacher and the critic; see `StudentStage`."""
         super().__init__(model, *data, **more)
-        if self.recipe.distill is None:
-            raise ValueError(f"recipe {self.recipe.name} has no distill section; add one")
-        self.spec = self.recipe.distill
         config = dict(model.config)
         twin = bidirectional(self.recipe).model_dump(mode="json")
         sizes = {k: config[k] for k in ("height", "width", "latent_channels")}
         with torch.random.fork_rng(devices=[]):
             torch.random.default_generator.manual_seed(self.recipe.train.seed + 1)
             teacher = GenerativeModel(recipe=twin, **sizes)
-        self.teacher = ModelStage(teacher, self.values, self.prompt_ids, (), self.actions)
-        self.critic = ModelStage(
-            copy.deepcopy(teacher), self.values, self.prompt_ids, (), self.actions
-        )
+        self.teacher, self.critic = self.beside(teacher), self.beside(copy.deepcopy(teacher))
         self._all = nn.ModuleDict(
             {"student": model, "teacher": teacher, "critic": self.critic.model}
         )

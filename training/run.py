@@ -28,13 +28,12 @@ from .balance import balanced_order
 from .clip_evaluation import ClipSettings, evaluate_clips
 from .clip_run import clip_model_stage, load_clip_data, train_clip_tokenizer
 from .clip_stage import remembered
-from .consistency import ConsistencyStage
 from .data import ImageDataset, load_images
-from .distill import DistillStage
 from .loop import TrainConfig, Trainer
 from .objective import ModelStage, stage_summary
 from .pictures import evaluate_pictures, held_out_items
 from .selfcheck import mask_self_check
+from .student import StudentStage
 from .tokenizer_stage import mean_psnr, save_half, train_tokenizer
 
 logger = logging.getLogger(__name__)
@@ -243,7 +242,7 @@ def _train_model(
     if recipe.train.init_from is not None:
         start_from(model, Path(recipe.train.init_from))
     stage = medium.stage(model, tokenizer, dataset, out / "cache")
-    if isinstance(stage, DistillStage | ConsistencyStage):
+    if isinstance(stage, StudentStage):
         give_teacher(stage, recipe)
     checked = mask_self_check(stage, torch.Generator().manual_seed(recipe.train.seed))
     logger.info("model stage: %s; mask self-check kept %d rows", stage_summary(stage), checked)
@@ -281,7 +280,7 @@ def initial_model(recipe: Recipe, tokenizer: Any, seed: int) -> GenerativeModel:
         return build_model(recipe, tokenizer)
 
 
-def give_teacher(stage: DistillStage | ConsistencyStage, recipe: Recipe) -> None:
+def give_teacher(stage: StudentStage, recipe: Recipe) -> None:
     """Load the trained teacher that a recipe names, if it names one.
 
     Raises:

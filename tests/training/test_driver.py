@@ -31,7 +31,7 @@ def test_a_linear_driver_is_found_again():
     shares = explained(driver, clips.only("test"))
     assert shares[0] > 0.98 and shares[1] is None  # the second number never varies
     left, right = (
-        torch.from_numpy(clips.frames[clips.actions[:, 0].__array__() * sign > 0.5][:2])[None]
+        torch.from_numpy(clips.frames[clips.actions[:, 0] * sign > 0.5][:2])[None]
         for sign in (1, -1)
     )
     assert driver(left)[0, 0] > 0.4 and driver(right)[0, 0] < -0.4
