@@ -12,7 +12,8 @@ POSE_NUMBERS = 16
 """Numbers of a camera's pose: its 4 x 4 matrix, row by row."""
 
 if TYPE_CHECKING:
-    from .recipe import LayoutSpec, Recipe
+    from .recipe import Recipe
+    from .recipe_sections import LayoutSpec
 
 
 def combination_errors(recipe: "Recipe") -> list[str]:

@@ -21,7 +21,8 @@ from ..core.grouping import PerLayer, repeat_items
 from ..core.layout import Layout
 from ..core.plan import NUM_SENTINELS, DecodePlan, num_prompt_rows
 from ..core.poses import POSE_NUMBERS, poses_of
-from ..core.recipe import ActingSpec, HeadSpec, Recipe, TextSpec, recipe_from_dict
+from ..core.recipe import Recipe, recipe_from_dict
+from ..core.recipe_sections import ActingSpec, HeadSpec, TextSpec
 from ..core.rollout import Draw
 from ..core.schedulers.base import Row
 from .backbone import BlockTransformer, PreparedPrompt, repeat_prompt

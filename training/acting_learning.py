@@ -17,7 +17,8 @@ import torch
 from torch import Tensor
 
 from ..core.errors import UsageError
-from ..core.recipe import LearnsSpec, Recipe
+from ..core.recipe import Recipe
+from ..core.recipe_sections import LearnsSpec
 from ..models.generator import GenerativeModel
 from ..tokenizers.video_build import build_video_tokenizer
 from .acting import Frames, ModelPlayer, Played, RandomPlayer, Room, play, rate

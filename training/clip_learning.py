@@ -22,7 +22,8 @@ from ..core.errors import UsageError
 from ..core.layout import Layout
 from ..core.plan import DecodePlan
 from ..core.poses import nearest_blocks, poses_of
-from ..core.recipe import LearnsSpec, Recipe, frames_per_block
+from ..core.recipe import Recipe, frames_per_block
+from ..core.recipe_sections import LearnsSpec
 from ..core.rollout import run
 from ..core.sampling import item_generator
 from ..core.schedulers.base import flow_noise

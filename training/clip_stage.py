@@ -24,7 +24,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ..core.errors import DataError, check_count
-from ..core.recipe import ActingSpec
+from ..core.recipe_sections import ActingSpec
 from ..tokenizers.video_frames import FrameTokenizer
 from .clips import NO_ACTION, ClipDataset
 

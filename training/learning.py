@@ -20,7 +20,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..core.recipe import LearnsSpec, Recipe
+from ..core.recipe import Recipe
+from ..core.recipe_sections import LearnsSpec
 from ..models.generator import GenerativeModel
 from ..models.heads import CategoricalHead, DiffusionHead, GaussianMixtureHead, ShortcutHead
 from ..tokenizers.build import build_tokenizer
