@@ -134,6 +134,32 @@ def frechet_distance(
             f"a Frechet distance needs at least 2 pictures a side, got {len(real)} real and "
             f"{len(generated)} generated"
         )
+    features = [np.asarray(extract(x), np.float64) for x in (real, generated)]
+    return frechet_of_features(features[0], features[1], extractor)
+
+
+def frechet_of_features(
+    real: NDArray[np.float64], generated: NDArray[np.float64], extractor: str
+) -> dict[str, Any]:
+    """Measure the Frechet distance between two sets of feature vectors.
+
+    Args:
+        real: [items, features].
+        generated: [items, features].
+        extractor: Name of what made the features, stored with the number.
+
+    Returns:
+        JSON dictionary as from `frechet_distance`.
+
+    Raises:
+        DataError: Fewer than two items on a side, or different numbers of features.
+        ResourceError: torchmetrics is not installed.
+    """
+    if min(len(real), len(generated)) < 2 or real.shape[1:] != generated.shape[1:]:
+        raise DataError(
+            "a Frechet distance needs at least 2 items of equally many features a side, got "
+            f"{list(real.shape)} real and {list(generated.shape)} generated"
+        )
     try:
         from torchmetrics.image.fid import FrechetInceptionDistance
     except ImportError as error:
@@ -141,11 +167,10 @@ def frechet_distance(
             "the Frechet distance needs torchmetrics, which is not installed; "
             "try: pip install torchmetrics"
         ) from error
-    features = [torch.from_numpy(np.asarray(extract(x), np.float64)) for x in (real, generated)]
-    num_features = int(features[0].shape[1])
+    num_features = int(real.shape[1])
     metric = FrechetInceptionDistance(feature=_Identity(num_features)).set_dtype(torch.float64)
-    metric.update(features[0], real=True)
-    metric.update(features[1], real=False)
+    metric.update(torch.from_numpy(real), real=True)
+    metric.update(torch.from_numpy(generated), real=False)
     return {
         "frechet_distance": max(0.0, float(metric.compute())),
         "extractor": extractor,
