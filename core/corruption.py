@@ -19,7 +19,7 @@ from torch import Tensor
 from .curves import shift_level
 from .errors import check_count, check_one_of, check_range
 
-RATIOS = ("cosine", "arccos", "uniform", "truncnorm", "givt")
+RATIOS = ("cosine", "arccos", "uniform", "truncnorm", "givt", "all")
 LEVELS = ("uniform", "logit_normal", "ddpm")
 ROUNDINGS = {"ceil": torch.ceil, "round": torch.round, "floor": torch.floor}
 
@@ -65,7 +65,7 @@ def mask_ratios(
     Args:
         kind: "cosine": cos(pi/2 u). "arccos": arccos(u) / (pi/2). "uniform": u. "truncnorm": a
             normal with mean 1 and std 0.25 cut to [0.7, 1]. "givt": cos(pi/2 keep) with keep
-            uniform in [0, 0.7].
+            uniform in [0, 0.7]. "all": 1, for blocks that are decoded in one row.
         shape: [batch], or [batch, blocks] for one ratio per block.
         generator: Source of randomness.
         low: The underlying u is drawn from [low, high]: clipped schedules.
@@ -86,6 +86,8 @@ def mask_ratios(
     u = low + (high - low) * uniform(shape, generator, stratified=stratified)
     if kind == "cosine":
         return torch.cos(math.pi / 2 * u)
+    if kind == "all":
+        return torch.ones_like(u)
     if kind == "arccos":
         return torch.arccos(u) / (math.pi / 2)
     if kind == "truncnorm":

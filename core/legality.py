@@ -8,6 +8,8 @@ import re
 from difflib import get_close_matches
 from typing import TYPE_CHECKING
 
+MOST_ROWS = 1000
+"""Most rows of a level."""
 POSE_NUMBERS = 16
 """Numbers of a camera's pose: its 4 x 4 matrix, row by row."""
 
@@ -89,7 +91,7 @@ def combination_errors(recipe: "Recipe") -> list[str]:
         errors.append(f"cache.sink = {cache.sink} needs cache.window; set cache.sink to 0")
     errors += _pose_errors(recipe)
     errors += _video_errors(recipe) + _flight_errors(recipe) + _context_errors(recipe)
-    errors += _acting_errors(recipe)
+    errors += _acting_errors(recipe) + _stage_errors(recipe) + _far_errors(recipe)
     if (layout.kind == "stream") != (layout.text_tokens > 0):
         errors.append("layout.text_tokens must be > 0 exactly when layout.kind is stream; try 32")
     return errors
@@ -98,10 +100,10 @@ def combination_errors(recipe: "Recipe") -> list[str]:
 def _context_errors(recipe: "Recipe") -> list[str]:
     """What context that is kept with noise needs."""
     cache, errors = recipe.cache, []
-    if recipe.corruption.context and recipe.layout.copies == 1:
+    if recipe.corruption.context and recipe.layout.copies == 1 and recipe.head.kind == "patch":
         errors.append(
-            f"corruption.context = {recipe.corruption.context:g} needs layout.copies = 2; "
-            "set corruption.context to 0"
+            f"corruption.context = {recipe.corruption.context:g} of noisy latents needs "
+            "layout.copies = 2; set corruption.context to 0"
         )
     latents = recipe.head.kind != "categorical" and recipe.corruption.kind != "ddpm"
     keeps = cache.write in ("separate", "block", "fused")
@@ -115,6 +117,50 @@ def _context_errors(recipe: "Recipe") -> list[str]:
         errors.append(
             f"cache.context_level = {cache.context_level:g} needs layout.copies = 1, "
             'backbone.level and cache.write = "block" or "fused"; set cache.context_level to 0'
+        )
+    return errors
+
+
+def _stage_errors(recipe: "Recipe") -> list[str]:
+    """What levels that are filled in turn need."""
+    levels, errors = recipe.schedule.levels, []
+    if (recipe.corruption.per == "stage") != bool(levels):
+        wanted = "stage" if levels else "sample"
+        errors.append(
+            f'corruption.per = "{recipe.corruption.per}" with schedule.levels = {list(levels)}; '
+            f'set corruption.per to "{wanted}"'
+        )
+    if any(not 1 <= rows <= MOST_ROWS for rows in levels):
+        errors.append(
+            f"schedule.levels = {list(levels)} grants every level 1..{MOST_ROWS} rows; "
+            f"try {[min(max(rows, 1), MOST_ROWS) for rows in levels]}"
+        )
+    layout, kind = recipe.layout, recipe.corruption.kind
+    if levels and (layout.kind != "frames" or layout.block == "token" or kind != "mask"):
+        errors.append(
+            f'schedule.levels needs layout.kind = "frames" in blocks of whole frames and '
+            f'corruption.kind = "mask"; got {layout.kind!r}, {layout.block!r} and {kind!r}'
+        )
+    return errors
+
+
+def _far_errors(recipe: "Recipe") -> list[str]:
+    """What far history at a coarser scale needs."""
+    layout, cache, errors = recipe.layout, recipe.cache, []
+    if cache.far is None:
+        return []
+    if layout.copies == 1 or frames_per_block(layout.block) is None:
+        errors.append(
+            f"cache.far with layout.copies = {layout.copies} and layout.block = {layout.block!r} "
+            'needs 2 copies and blocks of whole frames ("frame", "frames:N"); leave cache.far out'
+        )
+    if cache.window is None:
+        errors.append("cache.far keeps what leaves the window; set cache.window, or leave far out")
+    if recipe.acting is not None or layout.groups not in (("site",), ("block",)):
+        errors.append(
+            f"cache.far with layout.group = {layout.group!r} and "
+            f"acting {'set' if recipe.acting else 'unset'} has rows that are no tokens of either; "
+            "leave cache.far out"
         )
     return errors
 
@@ -306,8 +352,9 @@ def _video_errors(recipe: "Recipe") -> list[str]:
         errors.append(f'layout.frames = {layout.frames} needs layout.kind = "frames"; set 1')
     if recipe.condition.actions and not is_video:
         errors.append('condition.actions needs layout.kind = "frames"; set condition.actions to 0')
-    if (recipe.modality == "video") != is_video:
-        kind = "frames" if recipe.modality == "video" else "grid"
+    in_time = recipe.modality in ("video", "motion")
+    if in_time != is_video:
+        kind = "frames" if in_time else "grid"
         errors.append(
             f'layout.kind = "{layout.kind}" with modality = "{recipe.modality}"; set "{kind}"'
         )

@@ -16,6 +16,7 @@ from torch import Tensor
 from .attention import Lowered
 from .cache import CacheView
 from .corruption import segment_sizes
+from .far import Far, coarse_rows
 from .grouping import PerLayer, lower_layers
 from .layout import Copy, Layout, Role
 from .layouts import acting_frames, grid, prefix, two_copy
@@ -24,6 +25,7 @@ from .masks import MaskTable
 from .poses import routes_of
 from .recipe import Recipe, frames_per_block
 from .rules import rule
+from .stages import Stage, stages_of
 
 NUM_SENTINELS = 3
 """Slots a moved span adds: its mark in place, its mark at the end, and the end-of-span mark."""
@@ -37,8 +39,10 @@ class DecodePlan:
     single-copy bidirectional recipes; `write` is the recipe's commit policy. `groups` are the
     groupings that layers take in turn. `matrix` and `delay` say which blocks are in flight
     together, at most `flight` of them; `offset` is where the first full set of them starts in
-    training (recipes whose blocks in flight see each other). Finished blocks are kept noised to
-    `context_noise` and told `context_level`.
+    training (recipes whose blocks in flight see each other). `levels` grants rows to every token of
+    a frame in turn; empty = all tokens of a block are filled together. Finished blocks are kept noised to
+    `context_noise` and told `context_level`. `far` are the coarse rows that stand beside the clean
+    ones.
     """
 
     table: MaskTable
@@ -58,6 +62,8 @@ class DecodePlan:
     offset: int = 0
     context_noise: float = 0.0
     context_level: float = 0.0
+    far: Far | None = None
+    levels: tuple[int, ...] = ()
     rows_of_block: list[Tensor] = field(init=False)
     _memo: dict = field(init=False, default_factory=dict)
 
@@ -85,6 +91,10 @@ class DecodePlan:
         """Data slots of a block, in generation order."""
         return self.content.source[self.rows_of_block[block]]
 
+    def stages(self, block: int, num_steps: int | None = None) -> tuple[Stage, ...]:
+        """Cut a block into what is filled in turn; `num_steps` overrides the first one's rows."""
+        return stages_of(self.sources(block), self.levels, num_steps)
+
     @property
     def commits_alone(self) -> bool:
         """True when finished blocks become permanent in a pass of their own."""
@@ -103,7 +113,10 @@ class DecodePlan:
     def clean_rows(self, block: int) -> Layout:
         """Rows that make a finished block permanent: the clean copy, or the only one as context."""
         copy = Copy.NOISY if self.keeps_only_copy else Copy.CLEAN
-        return self._remember(("clean", block), copy, self.context_level)
+        rows = self._remember(("clean", block), copy, self.context_level)
+        if self.far is None:
+            return rows
+        return self.joined([rows, self._remember(("coarse", block), copy, self.context_level)])
 
     def noisy_rows(self, block: int) -> Layout:
         """Rows that predict a block."""
@@ -135,9 +148,15 @@ class DecodePlan:
 
     def _remember(self, key: tuple, copy: Copy, level: float) -> Layout:
         if key not in self._memo:
-            rows = self.content.take(self.rows_of_block[key[1]])
+            rows = self._rows_of(*key)
             self._memo[key] = rows.replace(copy=int(copy), level=level)
         return self._memo[key]
+
+    def _rows_of(self, kind: str, block: int) -> Layout:
+        """Select the rows of a block, coarse ones or those of its data slots."""
+        if kind == "coarse" and self.far is not None:
+            return self.far.of_block(block)
+        return self.content.take(self.rows_of_block[block])
 
     def joined(self, parts: list[Layout]) -> Layout:
         """Join layouts, remembering the result so that its lowered mask can be remembered too."""
@@ -185,7 +204,7 @@ class DecodePlan:
         return self._memo[key][0]
 
     def training_layout(self, offset: int | None = None) -> Layout:
-        """Layout of one training forward: prompt rows, then clean, then noisy rows.
+        """Layout of one training forward: prompt rows, then clean, then coarse, then noisy rows.
 
         Shifted recipes leave out the last token, which predicts nothing.
 
@@ -196,7 +215,11 @@ class DecodePlan:
         if self.shift:
             content = content.take(slice(0, content.num_tokens - 1))
         full = content if self.prompt is None else Layout.cat([self.prompt, content])
+        once = full.num_tokens
         full = two_copy(full) if self.copies == 2 else full
+        if self.far is not None:
+            parts = [full.take(slice(0, once)), self.far.rows, full.take(slice(once, None))]
+            full = Layout.cat(parts)
         if self.groups != ("block",):
             return full
         flight = _first_in_flight(
@@ -209,7 +232,18 @@ class DecodePlan:
         if self.window is None:
             return self.num_prompt_rows + self.num_slots
         widest = max(len(rows) for rows in self.rows_of_block)
-        return self.num_prompt_rows + (self.window + self.sink + 1) * widest
+        slots = self.num_prompt_rows + (self.window + self.sink + 1) * widest
+        if self.far is None:
+            return slots
+        kept = len(self.rows_of_block) if self.far_window is None else self.far_window + 1
+        return slots + kept * int(self.far.rows.block.bincount().max())
+
+    @property
+    def far_window(self) -> int | None:
+        """Blocks whose coarse rows are kept, the query's own counted; None = all, or no rows."""
+        if self.far is None or self.far.blocks is None or self.window is None:
+            return None
+        return self.window + self.far.blocks
 
 
 def _first_in_flight(block: Tensor, offset: int, flight: int) -> Tensor:
@@ -227,7 +261,9 @@ def mask_table(recipe: Recipe) -> MaskTable:
     if recipe.cache.window is not None:
         # Prompt rows are pinned: a window that lost the prompt would draw anything.
         sink = recipe.cache.sink > 0 or num_prompt_rows(recipe) > 0
-        return rule(recipe.mask, window=recipe.cache.window, sink=sink)
+        spec = recipe.cache.far
+        far = {} if spec is None else {"far": spec.blocks or 0}
+        return rule(recipe.mask, window=recipe.cache.window, sink=sink, **far)
     return rule(recipe.mask)
 
 
@@ -296,7 +332,8 @@ def build_plan(
     if recipe.cache.sink:
         is_sink = content.block < recipe.cache.sink
         content = content.replace(role=content.role | is_sink.long() * int(Role.SINK))
-    rows = num_prompt_rows(recipe)
+    rows, spec = num_prompt_rows(recipe), recipe.cache.far
+    far = spec and Far(coarse_rows(content, height, width, spec.patch), spec.blocks)
     schedule, num_blocks = recipe.schedule, int(content.block.max()) + 1
     flight, offset = blocks_in_flight(recipe, num_blocks), 0
     if generator is not None and schedule.matrix == "rolling":
@@ -319,6 +356,8 @@ def build_plan(
         offset=offset,
         context_noise=recipe.cache.context_noise,
         context_level=recipe.cache.context_level,
+        far=far,
+        levels=schedule.levels,
     )
 
 

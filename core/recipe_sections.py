@@ -116,22 +116,24 @@ class CorruptionSpec(Section):
     """What training does to the tokens, and which rows carry the loss.
 
     `level` says how noise levels are drawn and `level_shift` moves them: above 1 towards noise.
-    `context` > 0 also damages the clean copy (what later blocks look back on), without telling the
-    model: up to that share of an item's tokens is swapped for another item's (tokens), or noise up
-    to that level is added (latents). A model trained so leans on the prompt and forgives its own
+    `context` > 0 also damages what is looked at (the clean copy, that later blocks look back on; the
+    input of shifted recipes; known codes of recipes with one copy), without telling the model: up
+    to that share of an item's tokens is swapped for another item's (tokens), or noise up to that
+    level is added (latents). A model trained so leans on the prompt and forgives its own
     mistakes when it decodes. `share` < 1 predicts, in one training step, only that share of the
     blocks, drawn anew each time; the others are context only, which costs less (rows of actions are
     always predicted). `clean` is for recipes with one copy: the share of blocks that stay
     clean and carry no loss, so that training sees finished context. `per`: levels and ratios are
-    drawn per item, per block, or rise over the blocks that are in flight together. `resample` is
+    drawn per item, per block, or rise over the blocks that are in flight together; "stage" draws,
+    per block of the noisy copy or per item, which stage of `schedule.levels` is learned. `resample` is
     the share of steps whose clean copy is the model's own: redrawn from a level shifted by
     `resample_shift`, block after block.
     """
 
     kind: Literal["none", "mask", "flow", "ddpm", "spans"] = "none"
-    ratio: Literal["cosine", "uniform", "arccos", "truncnorm", "givt", "ardm"] = "cosine"
+    ratio: Literal["cosine", "uniform", "arccos", "truncnorm", "givt", "ardm", "all"] = "cosine"
     exact_count: bool = True
-    per: Literal["sample", "block", "flight"] = "sample"
+    per: Literal["sample", "block", "flight", "stage"] = "sample"
     loss_on: Literal["masked", "all"] = "masked"
     weight: Literal["none", "inverse_ratio", "ardm", "segment"] = "none"
     label_smoothing: float = Field(0.0, ge=0.0, lt=1.0)
@@ -150,6 +152,9 @@ class ScheduleSpec(Section):
     `matrix` says how blocks that denoise follow each other: "autoregressive": one after the other;
     "pyramid": each starts `delay` rows after the one before it; "trapezoid": the same from both
     ends inwards; "full": all together; "rolling": `flight` of them together, evenly spread.
+
+    `levels` fills the tokens of every frame in turn, all first ones of a block before all second
+    ones: one number of rows for each (residual codes, coarse to fine). `steps` is then not used.
     """
 
     steps: int = Field(8, ge=1, le=1000)
@@ -170,6 +175,18 @@ class ScheduleSpec(Section):
     matrix: Literal["autoregressive", "pyramid", "trapezoid", "full", "rolling"] = "autoregressive"
     delay: int = Field(1, ge=1, le=1000)
     flight: int = Field(1, ge=1, le=64)
+    levels: tuple[int, ...] = ()
+
+
+class FarSpec(Section):
+    """Far history: blocks older than the window are read as coarse rows, one per patch of tokens.
+
+    `patch` is the side of a patch: patch x patch tokens of a frame become one row with an embedding
+    of its own. `blocks` older than the window are kept so; null = all.
+    """
+
+    patch: int = Field(2, ge=2, le=64)
+    blocks: int | None = Field(None, ge=1)
 
 
 class CacheSpec(Section):
@@ -184,7 +201,7 @@ class CacheSpec(Section):
 
     `window` keeps the last blocks, the query's own counted; `nearest` keeps all, and a row sees
     that many past ones whose camera poses are nearest to its own. `sink` blocks at the start stay
-    visible beside either.
+    visible beside either. `far` keeps what leaves the window at a coarser scale.
 
     Context is kept as a pair: `context_noise` is the level a finished block is noised to before it
     becomes permanent, `context_level` the level its rows are told (recipes with one copy); they may
@@ -196,6 +213,7 @@ class CacheSpec(Section):
     window: int | None = Field(None, ge=1)
     nearest: int | None = Field(None, ge=1)
     sink: int = Field(0, ge=0)
+    far: FarSpec | None = None
     context_noise: float = Field(0.0, ge=0.0, lt=1.0)
     context_level: float = Field(0.0, ge=0.0, lt=1.0)
     exact: bool = False
@@ -252,7 +270,8 @@ class TrainSpec(Section):
 
     `init_from` names a trained pipeline folder whose model of the same shape is trained on.
     `balance` lets rare kinds of items come more often: kinds are whole captions, or their subjects
-    (the part before the first comma).
+    (the part before the first comma). `pad` lets windows go on behind the end of their clip, so that
+    short clips are trained on; of what stands there nothing is known, and nothing is learned.
     """
 
     steps: int = Field(1000, ge=1)
@@ -267,6 +286,7 @@ class TrainSpec(Section):
     seed: int = Field(0, ge=0)
     init_from: str | None = None
     balance: Literal["none", "caption", "subject"] = "none"
+    pad: bool = False
 
 
 class DistillSpec(Section):

@@ -149,7 +149,7 @@ class Rollout:
         self.pending: list[Layout] = [] if plan.prompt is None else [plan.prompt]
         self.context: list[Layout] = []
         self.num_passes = self.num_forwarded = 0
-        self._rows: dict[int, list[Row]] = {}
+        self._rows: dict[tuple[int, int | None], list[Row]] = {}
 
     # -- passes -----------------------------------------------------------------------------
 
@@ -314,7 +314,8 @@ class Rollout:
     def _evict(self, next_block: int) -> None:
         """Drop what no row of `next_block` or later can see."""
         if self.cache is not None and self.plan.window is not None:
-            self.cache.evict(window=self.plan.window, sink=self.plan.sink, next_block=next_block)
+            window, sink, far = self.plan.window, self.plan.sink, self.plan.far_window
+            self.cache.evict(window=window, sink=sink, next_block=next_block, far=far)
 
     def _event(self, kind: str, path: str, block: int, **data: Any) -> Event:
         data |= {"values": self.values, "is_known": self.is_known}
@@ -372,36 +373,44 @@ class Rollout:
         yield from self.finish(block)
 
     def _unmask(self, block: int) -> Iterator[Event | None]:
-        """Reveal the masked slots of a block row by row."""
+        """Reveal the masked slots of a block row by row, one stage after the other."""
         plan, scheduler = self.plan, self.scheduler
         source = plan.sources(block)
-        left = int((~self.is_known[:, source]).sum(1).max())
-        rows = self._planned_rows(left)
+        open_slots, before = ~self.is_known[:, source], 0
+        stages = [
+            (stage, self._planned_rows(int(stage.among(open_slots).sum(1).max()), stage.steps))
+            for stage in plan.stages(block, self.num_steps)
+        ]
+        of_rows = sum(len(rows) for _, rows in stages)
         streams = self._streams()
         rank = self._rank(source, streams)
-        for row in rows:
-            is_masked = ~self.is_known[:, source]
-            if not bool(is_masked.any()):
-                return  # rules that decide their own count may be done before the last row
-            if self.should_stop():
-                yield None
-                return
-            hidden = self.predict_rows(block)
-            drawn = self.decoder.draw(hidden, row, streams, source)
-            accepted, score = scheduler.take(row, is_masked, drawn.stats, rank, streams)
-            old = self.values[:, source]
-            self.values[:, source] = torch.where(
-                accepted[..., None], drawn.values.to(old.dtype), old
-            )
-            self.is_known[:, source] |= accepted
-            yield self._row_event(block, row, source, is_masked, accepted, score)
+        for stage, rows in stages:
+            for row in rows:
+                is_masked = stage.among(~self.is_known[:, source])
+                if not bool(is_masked.any()):
+                    break  # rules that decide their own count may be done before the last row
+                if self.should_stop():
+                    yield None
+                    return
+                hidden = self.predict_rows(block)
+                drawn = self.decoder.draw(hidden, row, streams, source)
+                accepted, score = scheduler.take(row, is_masked, drawn.stats, rank, streams)
+                old = self.values[:, source]
+                self.values[:, source] = torch.where(
+                    accepted[..., None], drawn.values.to(old.dtype), old
+                )
+                self.is_known[:, source] |= accepted
+                yield self._row_event(
+                    block, row, source, is_masked, accepted, score, before=before, of_rows=of_rows
+                )
+            before += len(rows)
 
-    def _planned_rows(self, left: int) -> list[Row]:
-        """Rows of a block with `left` open slots; blocks of one size share their plan."""
-        if left not in self._rows:
-            steps = None if self.num_steps is None else min(self.num_steps, left)
-            self._rows[left] = self.scheduler.rows(left, steps)
-        return self._rows[left]
+    def _planned_rows(self, left: int, steps: int | None) -> list[Row]:
+        """Rows for `left` open slots; blocks and stages of one size share their plan."""
+        if (left, steps) not in self._rows:
+            most = None if steps is None else min(steps, left)
+            self._rows[left, steps] = self.scheduler.rows(left, most) if left else []
+        return self._rows[left, steps]
 
     def _streams(self) -> list[torch.Generator]:
         """Start every item's random stream for one block.
@@ -456,10 +465,11 @@ class Rollout:
 
     def _row_event(
         self, block: int, row: Row, source: Tensor, predicted: Tensor, accepted: Tensor,
-        score: Tensor | None = None, **more: Any,
+        score: Tensor | None = None, *, before: int = 0, of_rows: int | None = None, **more: Any,
     ) -> Event:  # fmt: skip
+        index = before + row.index  # rows are counted through the stages of a block
         return self._event(
-            "row", f"block_{block}/row_{row.index}", block, row=row.index, of_rows=row.num_rows,
+            "row", f"block_{block}/row_{index}", block, row=index, of_rows=of_rows or row.num_rows,
             sources=source, predicted=predicted, accepted=accepted, score=score, level=row.level,
             level_next=row.level_next, guidance=row.guidance_scale, temperature=row.temperature,
             **more,

@@ -69,6 +69,43 @@ def _windowed(
     return relation & (near | K("SINK") if sink else near)
 
 
+def _with_far(
+    entries: Mapping[str, Relation], window: int | None, attribute: str, far: int | None
+) -> MaskTable:
+    """Let rows read coarse rows of blocks older than their window.
+
+    Args:
+        entries: The table without coarse rows, its window in it.
+        window: Blocks a query sees token by token, its own counted.
+        attribute: What noisy rows count their window in.
+        far: Blocks older than the window that are seen; 0 = all, None = there are no coarse rows.
+
+    Raises:
+        TypeError: no window that anything could be older than.
+    """
+    if far is None:
+        return _table(entries)
+    if window is None:
+        raise TypeError("far history needs a window")
+
+    def old(past: Relation, name: str) -> Relation:
+        seen = past & ~NEAR(name, window)
+        return seen & NEAR(name, window + far) if far else seen
+
+    coarse, earlier = K("COARSE"), LE("block")
+    known = earlier & NEAR("block", window + far) if far else earlier
+    to_fine = {name: relation & ~coarse for name, relation in entries.items()}
+    among_clean = to_fine["C->C"] | (old(earlier, "block") & coarse)
+    among_coarse = (known & coarse) | (earlier & K("PROMPT"))
+    return _table(
+        {
+            "C->C": (~Q("COARSE") & among_clean) | (Q("COARSE") & among_coarse),
+            "N->C": to_fine["N->C"] | (old(LT(attribute), attribute) & coarse),
+            "N->N": entries["N->N"],
+        }
+    )
+
+
 @_register("causal", "striped", "rearranged_spans")
 def causal(window: int | None = None, sink: bool = False) -> MaskTable:
     """Each row sees the rows before it and itself (AR, CARD, FastCoT, CM3, D-AR, VoiceCraft).
@@ -102,7 +139,7 @@ def block_prefix(left_blocks: int | None = None) -> MaskTable:
 @_register("block_diffusion", "causal_fusion")
 def block_diffusion(
     window: int | None = None, sink: bool = False, route: str | None = None,
-    nearest: int | None = None,
+    nearest: int | None = None, far: int | None = None,
 ) -> MaskTable:  # fmt: skip
     """Noisy blocks read the clean past and themselves (BD3-LM, ACDiT, MAGI-CTF, CausalFusion).
 
@@ -111,16 +148,17 @@ def block_diffusion(
         sink: Whether SINK rows stay visible outside the window.
         route: Name of a routing table that picks past blocks for the noisy rows.
         nearest: Past blocks a query may see, those nearest by pose; not beside a window.
+        far: Blocks older than the window that are seen as coarse rows; 0 = all, None = no such
+            rows.
 
     Source: BD3-LM (arXiv:2503.09573), ACDiT (arXiv:2412.07720).
     """
-    return _table(
-        {
-            "C->C": _windowed(LE("block"), "block", window, sink, nearest=nearest),
-            "N->C": _windowed(LT("block"), "block", window, sink, route, nearest),
-            "N->N": EQ("block"),
-        }
-    )
+    entries = {
+        "C->C": _windowed(LE("block"), "block", window, sink, nearest=nearest),
+        "N->C": _windowed(LT("block"), "block", window, sink, route, nearest),
+        "N->N": EQ("block"),
+    }
+    return _with_far(entries, window, "block", far)
 
 
 @_register("routed_block_diffusion")
@@ -184,8 +222,53 @@ def block_causal(
     return _table({"C->C": seen, "N->C": seen, "N->N": seen})
 
 
+@_register("level_stages")
+def level_stages(
+    window: int | None = None, sink: bool = False, nearest: int | None = None, own: bool = False
+) -> MaskTable:  # fmt: skip
+    """Levels of a frame read themselves and lower levels, never higher ones (MoMask, Mogo).
+
+    `group` is the level, a token's place in its frame. With one copy all rows are noisy and see all
+    blocks; with two the noisy rows of a block see the clean past and their own block.
+
+    Args:
+        window: Blocks a query may see, its own counted and sinks not; None = all.
+        sink: Whether SINK rows stay visible outside the window.
+        nearest: Past blocks a query may see, those nearest by pose; not beside a window.
+        own: Noisy rows of a block see their own level only, so that all levels are drawn at once.
+    """
+    below = LE("group")
+    past = _windowed(LT("block"), "block", window, sink, nearest=nearest)
+    return _table(
+        {
+            "C->C": _windowed(LE("block"), "block", window, sink, nearest=nearest) & below,
+            "N->C": past & below,
+            "N->N": EQ("block") & (EQ("group") if own else below),
+        }
+    )
+
+
+@_register("level_stacks")
+def level_stacks(
+    window: int | None = None, sink: bool = False, nearest: int | None = None
+) -> MaskTable:
+    """Levels of a frame are drawn at once, each from its own and lower levels of the past (Mogo).
+
+    Args:
+        window: As in `level_stages`.
+        sink: As in `level_stages`.
+        nearest: As in `level_stages`.
+
+    Source: Mogo (arXiv:2412.07797), where level r of a frame reads the sum of the codes of levels
+        up to r of all frames before. Differs: attention reads them one by one.
+    """
+    return level_stages(window, sink, nearest, own=True)
+
+
 @_register("rolling_window")
-def rolling_window(window: int | None = None, sink: bool = False) -> MaskTable:
+def rolling_window(
+    window: int | None = None, sink: bool = False, far: int | None = None
+) -> MaskTable:
     """Blocks in flight together see each other and the clean past (Rolling Forcing).
 
     `group` of a clean row is its block, of a noisy row the first block in flight with its own.
@@ -194,14 +277,14 @@ def rolling_window(window: int | None = None, sink: bool = False) -> MaskTable:
         window: Blocks a query may see, counted from the first one in flight, which counts; sinks
             do not; None = all.
         sink: Whether SINK rows stay visible outside the window.
+        far: As in `block_diffusion`.
     """
-    return _table(
-        {
-            "C->C": _windowed(LE("block"), "block", window, sink),
-            "N->C": _windowed(LT("group"), "group", window, sink),
-            "N->N": EQ("group"),
-        }
-    )
+    entries = {
+        "C->C": _windowed(LE("block"), "block", window, sink),
+        "N->C": _windowed(LT("group"), "group", window, sink),
+        "N->N": EQ("group"),
+    }
+    return _with_far(entries, window, "group", far)
 
 
 @_register("staged_window")

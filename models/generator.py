@@ -25,10 +25,11 @@ from ..core.recipe import Recipe, recipe_from_dict
 from ..core.recipe_sections import ActingSpec, HeadSpec, TextSpec
 from ..core.rollout import Draw
 from ..core.schedulers.base import Row
-from .backbone import BlockTransformer, PreparedPrompt, repeat_prompt
+from .backbone import BlockTransformer
 from .heads import build_head
 from .heads.base import Head, RowHead, guided
 from .pretrained_text import PretrainedTextEncoder
+from .prompts import PreparedPrompt, repeat_prompt
 from .text import HashTextEncoder, PromptEmbeds
 
 TEXT_CODES = 128
@@ -100,6 +101,7 @@ class GenerativeModel(ModelMixin, ConfigMixin):
         super().__init__()
         spec = recipe_from_dict(dict(recipe), "model config")
         self.recipe = spec
+        _require_levels(spec, height * width)
         stream = spec.layout.kind == "stream"
         extra = TEXT_CODES + NUM_SENTINELS if stream else 0
         slots = height * width + spec.layout.text_tokens + (NUM_SENTINELS if stream else 0)
@@ -133,6 +135,7 @@ class GenerativeModel(ModelMixin, ConfigMixin):
             sees_words=condition.modulate if condition.cross else (),
             action_codes=acting.codes if acting else 0,
             action_numbers=acting.numbers if acting else 0,
+            far_patch=spec.cache.far.patch if spec.cache.far else 0,
         )
         self.action_head = None if acting is None else _action_head(acting, spec, latent_channels)
         self.head = build_head(
@@ -181,6 +184,20 @@ class GenerativeModel(ModelMixin, ConfigMixin):
         """Prepare the empty prompt: only the learned start row where the layout has one."""
         null = self.text_encoder.null(batch, self.recipe.text.words)
         return self.backbone.prepare_prompt(null.embeds, null.is_valid, null.pooled)
+
+
+def _require_levels(recipe: Recipe, tokens: int) -> None:
+    """Refuse levels that are not the tokens of a frame.
+
+    Raises:
+        ModelError: another number of levels.
+    """
+    levels = recipe.schedule.levels
+    if levels and len(levels) != tokens:
+        raise ModelError(
+            f"schedule.levels = {list(levels)} grants rows to {len(levels)} levels, but a frame of "
+            f"this tokenizer has {tokens} tokens; give {tokens} numbers"
+        )
 
 
 def _action_head(acting: ActingSpec, recipe: Recipe, latent_channels: int) -> Head:

@@ -137,6 +137,8 @@ def tiny_world(tmp_path_factory: pytest.TempPathFactory) -> Path:
 class TinyModels:
     """Every recipe at a size that runs in milliseconds: 4 x 4 tokens, 7 codes or 5 channels.
 
+    A frame of motion is one token, or one per level of its codes.
+
     Parameters that start at zero (heads, modulations) get small random numbers, so that no test
     passes because something is trivially zero.
     """
@@ -165,6 +167,12 @@ class TinyModels:
         depth = ["head.depth=1"]
         return load_recipe(name, [*self.sizes, *spans, *depth, *overrides])
 
+    def grid(self, recipe: Any) -> tuple[int, int]:
+        """Token rows and columns of a picture, or of a frame."""
+        if recipe.modality == "motion":
+            return 1, int(recipe.tokenizer.get("levels", 1))
+        return self.height, self.width
+
     def model(self, name: str, *overrides: str, dtype: Any = None, std: float = 0.1) -> Any:
         """Return a model in eval mode, the same weights for every type; not to be changed."""
         key = (name, overrides, dtype, std)
@@ -184,7 +192,7 @@ class TinyModels:
         with torch.random.fork_rng():
             torch.manual_seed(0)
             data = recipe.model_dump(mode="json")
-            model = GenerativeModel(data, self.height, self.width, **kind)
+            model = GenerativeModel(data, *self.grid(recipe), **kind)
             with torch.no_grad():
                 for part, parameter in model.named_parameters():
                     if not bool(parameter.any()) or parameter.ndim == 3:

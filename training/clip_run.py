@@ -227,12 +227,13 @@ def stage_of_clips(
         )
     offsets = latent_offsets(clips, tokenizer)
     acting, length = model.recipe.acting, model.recipe.layout.frames
+    pads = model.recipe.train.pad
     if acting is None:
-        tokens: Any = ClipTokens(values, offsets, length)
+        tokens: Any = ClipTokens(values, offsets, length, pad=pads)
     else:  # how clips end is what actions are about: every frame lies in a window
         rows, stride = with_actions(values, clips, acting), max(1, length // 2)
         tokens = ClipTokens(rows, offsets, length, stride, pad=True)
-    if tokens.windows.num_short and acting is None:
+    if tokens.windows.num_short and acting is None and not pads:
         logger.warning(
             "%d of %d clips are shorter than %d latent frames and are not trained on",
             tokens.windows.num_short, len(clips), model.recipe.layout.frames,

@@ -29,10 +29,11 @@ from ..core.layout import Copy, Layout, Role
 from ..core.plan import NUM_SENTINELS, DecodePlan, build_plan
 from ..core.recipe import Recipe
 from ..core.schedule import scheduler_of
-from ..models.backbone import PreparedPrompt
+from ..core.stages import draw_levels, level_mask
 from ..models.generate import caption_codes
 from ..models.generator import TEXT_CODES, GenerativeModel, frame_actions, split_poses
 from ..models.heads.base import Head
+from ..models.prompts import PreparedPrompt
 from .history import history_generators, history_level, resampled
 
 
@@ -315,26 +316,42 @@ class ModelStage:
 
         Slots of which nothing is known (`unknown_slots`) are filled and carry no loss.
         """
-        if self.recipe.acting is not None and bool((unknown := unknown_slots(values)).any()):
+        is_padded = self.recipe.acting is not None or self.recipe.train.pad
+        if is_padded and bool((unknown := unknown_slots(values)).any()):
             filled = torch.where(unknown[..., None], torch.zeros_like(values), values)
             batch = self.corrupt(filled, plan, layout, generator)
-            batch.weight = batch.weight * ~unknown[:, layout.source[batch.loss_rows]]
-            return batch
+            return self._forget(batch, unknown, plan, layout)
         source = layout.source.clamp_min(0)
         clean = values[:, source]
         kind = self.recipe.corruption.kind
         if plan.shift:
-            return self._next_token(values, clean, plan, layout)
+            return self._next_token(values, clean, plan, layout, generator)
         if kind in ("flow", "ddpm"):
             return self._diffuse(values, clean, plan, layout, generator)
         return self._mask(values, clean, plan, layout, generator)
 
-    def _next_token(self, values: Tensor, clean: Tensor, plan: DecodePlan, layout: Layout) -> Batch:
+    def _forget(
+        self, batch: Batch, unknown: Bool[Tensor, "items slots"], plan: DecodePlan, layout: Layout
+    ) -> Batch:
+        """Take the loss off rows that predict what nobody knows, and hide it from masked models."""
+        predicted = plan.content.source if plan.shift else layout.source[batch.loss_rows]
+        batch.weight = batch.weight * ~unknown[:, predicted]
+        if self.recipe.train.pad and self.recipe.corruption.kind == "mask":
+            # A masked token is one that is not known.
+            batch.is_masked |= unknown[:, layout.source.clamp_min(0)] & (layout.source >= 0)
+            batch.level = batch.is_masked.to(batch.level)
+        return batch
+
+    def _next_token(
+        self, values: Tensor, clean: Tensor, plan: DecodePlan, layout: Layout,
+        generator: torch.Generator,
+    ) -> Batch:  # fmt: skip
         """Every row from the last prompt row on predicts the token after it."""
         batch, rows = clean.shape[:2]
         first = plan.num_prompt_rows - 1
         nothing = torch.zeros(batch, rows, dtype=torch.bool, device=clean.device)
         target = values[:, plan.content.source]
+        clean = swap_tokens(clean, self.recipe.corruption.context, generator)
         weight = torch.ones(target.shape[:2], device=clean.device)
         loss_rows = torch.arange(first, rows, device=clean.device)
         return Batch(clean, nothing, nothing.float(), loss_rows, target, weight)
@@ -354,12 +371,21 @@ class ModelStage:
             hidden, _, scale = any_order_mask(batch, len(noisy), generator)
             weight = weight * scale[:, None] / len(noisy)
         else:
-            columns = plan.num_blocks if spec.per == "block" else 1
+            by_block = spec.per == "block" or (spec.per == "stage" and plan.copies == 2)
+            columns = plan.num_blocks if by_block else 1
             ratio = mask_ratios(spec.ratio, (batch, columns), generator)
             choose = exact_mask if spec.exact_count else bernoulli_mask
             index = block.clamp_max(columns - 1).to(ratio.device)
             kept = self._kept_clean((batch, plan.num_blocks), generator)[:, block.cpu()]
-            hidden = choose(ratio, block, generator)
+            if plan.levels:
+                drawn = draw_levels(ratio.shape, len(plan.levels), generator)
+                source = layout.source[noisy].cpu()
+                hidden, is_drawn = level_mask(
+                    ratio, drawn, block.cpu(), source, plan.levels, generator
+                )
+                weight = weight * is_drawn
+            else:
+                hidden = choose(ratio, block, generator)
             hidden = hidden & ~kept.to(hidden.device)
             if spec.weight == "inverse_ratio":
                 weight = 1 / ratio.clamp_min(1 / len(noisy))[:, index]
@@ -369,7 +395,8 @@ class ModelStage:
         is_masked = torch.zeros(clean.shape[:2], dtype=torch.bool, device=clean.device)
         is_masked[:, noisy] = hidden.to(clean.device)
         if spec.context:
-            is_context = layout.copy == Copy.CLEAN
+            # With one copy whatever is known is looked at, and masked rows hide what they hold.
+            is_context = (layout.copy == Copy.CLEAN) | (plan.copies == 1)
             clean = clean.clone()
             clean[:, is_context] = swap_tokens(clean[:, is_context], spec.context, generator)
         target = values[:, layout.source[noisy]]

@@ -103,6 +103,6 @@ def test_the_plan_and_the_model_agree_on_who_is_told_the_prompt(tiny):
     ]
     for setup in [*[(name,) for name in list_recipes()], *extra]:
         model = tiny.model(*setup)
-        plan = build_plan(model.recipe, 4, 4)
+        plan = build_plan(model.recipe, *tiny.grid(model.recipe))
         decoder = tiny.decoder(model, ["a red cat"])
         assert condition_free_clean(model.recipe, plan) == decoder.shares_cache

@@ -57,7 +57,24 @@ def test_wrong_types_and_ranges_name_the_setting_and_the_value():
         ({"layout": {"shift": 1}}, 'set "token"'),
         ({"layout": {"shift": 1, "block": "token", "copies": 2}}, "set copies to 1"),
         ({"cache": {"write": "separate"}}, "needs layout.copies = 2"),
-        ({"corruption": {"kind": "mask", "context": 0.5}}, "context = 0.5 needs layout.copies = 2"),
+        (
+            {
+                "corruption": {"kind": "flow", "context": 0.5},
+                "head": {"kind": "patch"},
+                "backbone": {"level": "adaln"},
+            },
+            "context = 0.5 of noisy latents needs layout.copies = 2",
+        ),
+        ({"schedule": {"levels": [4, 1]}}, 'set corruption.per to "stage"'),
+        ({"corruption": {"per": "stage"}}, 'set corruption.per to "sample"'),
+        (
+            {"schedule": {"levels": [4, 0]}, "corruption": {"kind": "mask", "per": "stage"}},
+            "try [4, 1]",
+        ),
+        (
+            {"schedule": {"levels": [4, 1]}, "corruption": {"kind": "mask", "per": "stage"}},
+            'schedule.levels needs layout.kind = "frames"',
+        ),
         ({"cache": {"write": "token"}}, "needs layout.shift = 1"),
         (
             {

@@ -131,6 +131,18 @@ def near_or_sink(q: Row, k: Row) -> bool:
     return blocks_back(q, k) in (0, 1, 2) or bool(k["role"] & SINK)
 
 
+def below(q: Row, k: Row) -> bool:
+    return k["group"] <= q["group"]
+
+
+def upto_and_below(q: Row, k: Row) -> bool:
+    return block_upto(q, k) and below(q, k)
+
+
+def past_and_below(q: Row, k: Row) -> bool:
+    return block_past(q, k) and below(q, k)
+
+
 def same_group(q: Row, k: Row) -> bool:
     return q["group"] == k["group"]
 
@@ -295,6 +307,28 @@ CASES: dict[str, tuple[str, dict, Callable[[], Layout], Callable[[Row, Row], boo
     "ancat": (
         "lookahead", {}, lambda: flat(6).replace(reach=torch.tensor([1, 3, 1, 2, 1, 1])),
         lambda q, k: k["row"] <= q["row"] + [0, 2, 0, 1, 0, 0][q["row"]],
+    ),
+    "momask": (
+        "level_stages", {}, lambda: two_copy(frames(3, 1, 3)),
+        by_copy(
+            CC=upto_and_below, NC=past_and_below,
+            NN=lambda q, k: same_block(q, k) and below(q, k),
+        ),
+    ),
+    "momask window": (
+        "level_stages", {"window": 2}, lambda: two_copy(frames(4, 1, 2)),
+        by_copy(
+            CC=lambda q, k: upto_and_below(q, k) and q["block"] - k["block"] < 2,
+            NC=lambda q, k: past_and_below(q, k) and q["block"] - k["block"] < 2,
+            NN=lambda q, k: same_block(q, k) and below(q, k),
+        ),
+    ),
+    "mogo": (
+        "level_stacks", {}, lambda: two_copy(frames(3, 1, 3)),
+        by_copy(
+            CC=upto_and_below, NC=past_and_below,
+            NN=lambda q, k: same_block(q, k) and same_group(q, k),
+        ),
     ),
     "packed": (
         "packed", {}, lambda: pack([flat(3), flat(2), flat(4)]),
