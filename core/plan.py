@@ -40,8 +40,8 @@ class DecodePlan:
     groupings that layers take in turn. `matrix` and `delay` say which blocks are in flight
     together, at most `flight` of them; `offset` is where the first full set of them starts in
     training (recipes whose blocks in flight see each other). `levels` grants rows to every token of
-    a frame in turn; empty = all tokens of a block are filled together. Finished blocks are kept noised to
-    `context_noise` and told `context_level`. `far` are the coarse rows that stand beside the clean
+    a frame in turn; empty = all tokens of a block are filled together. Finished blocks are kept
+    noised to `context_noise` and told `context_level`. `far` are the coarse rows that stand beside the clean
     ones.
     """
 

@@ -116,18 +116,18 @@ class CorruptionSpec(Section):
     """What training does to the tokens, and which rows carry the loss.
 
     `level` says how noise levels are drawn and `level_shift` moves them: above 1 towards noise.
-    `context` > 0 also damages what is looked at (the clean copy, that later blocks look back on; the
-    input of shifted recipes; known codes of recipes with one copy), without telling the model: up
-    to that share of an item's tokens is swapped for another item's (tokens), or noise up to that
+    `context` > 0 also damages what is looked at (the clean copy, which later blocks look back on;
+    the input of shifted recipes; known codes of recipes with one copy), without telling the model:
+    up to that share of an item's tokens is swapped for another item's (tokens), or noise up to that
     level is added (latents). A model trained so leans on the prompt and forgives its own
     mistakes when it decodes. `share` < 1 predicts, in one training step, only that share of the
     blocks, drawn anew each time; the others are context only, which costs less (rows of actions are
     always predicted). `clean` is for recipes with one copy: the share of blocks that stay
     clean and carry no loss, so that training sees finished context. `per`: levels and ratios are
     drawn per item, per block, or rise over the blocks that are in flight together; "stage" draws,
-    per block of the noisy copy or per item, which stage of `schedule.levels` is learned. `resample` is
-    the share of steps whose clean copy is the model's own: redrawn from a level shifted by
-    `resample_shift`, block after block.
+    per block of the noisy copy or per item, which stage of `schedule.levels` is learned.
+    `resample` is the share of steps whose clean copy is the model's own: redrawn from a level
+    shifted by `resample_shift`, block after block.
     """
 
     kind: Literal["none", "mask", "flow", "ddpm", "spans"] = "none"
@@ -270,8 +270,8 @@ class TrainSpec(Section):
 
     `init_from` names a trained pipeline folder whose model of the same shape is trained on.
     `balance` lets rare kinds of items come more often: kinds are whole captions, or their subjects
-    (the part before the first comma). `pad` lets windows go on behind the end of their clip, so that
-    short clips are trained on; of what stands there nothing is known, and nothing is learned.
+    (the part before the first comma). `pad` lets windows go on behind the end of their clip, so
+    that short clips are trained on; of what stands there nothing is known, and nothing is learned.
     """
 
     steps: int = Field(1000, ge=1)
