@@ -15,7 +15,8 @@ import pytest
 # purpose would then see the checker's error and not ours.
 if os.environ.get("BLOCKLOOM_CHECK_SHAPES") == "1":
     jaxtyping.install_import_hook(
-        ["blockloom.core", "blockloom.models", "blockloom.tokenizers"], "beartype.beartype"
+        ["blockloom.core", "blockloom.models", "blockloom.motion", "blockloom.tokenizers"],
+        "beartype.beartype",
     )
 
 _LOCAL = {"127.0.0.1", "::1", "localhost", "0.0.0.0"}

@@ -14,11 +14,12 @@ ROOT = Path(__file__).resolve().parents[1]
 ROOMS = {
     "core": {"core"},
     "models": {"core", "models"},
+    "motion": {"core", "motion"},
     "tokenizers": {"core", "tokenizers"},
-    "pipelines": {"core", "models", "tokenizers", "pipelines"},
-    "training": {"core", "models", "tokenizers", "training"},
-    "commands": {"core", "pipelines", "training", "commands", "app"},
-    "demo": {"core", "pipelines", "commands", "demo"},
+    "pipelines": {"core", "models", "motion", "tokenizers", "pipelines"},
+    "training": {"core", "models", "motion", "tokenizers", "training"},
+    "commands": {"core", "motion", "pipelines", "training", "commands", "app"},
+    "demo": {"core", "motion", "pipelines", "commands", "demo"},
     "cli.py": {"core", "commands"},
     "__main__.py": {"cli"},
 }
@@ -49,7 +50,7 @@ HEAVY = {"torch", "diffusers", "transformers", "gradio", "accelerate"}
 
 def shipped() -> list[Path]:
     """Python files of the package."""
-    folders = ("core", "models", "tokenizers", "pipelines", "training", "commands", "demo")
+    folders = [room for room in ROOMS if not room.endswith(".py")]
     found = [path for folder in folders for path in (ROOT / folder).rglob("*.py")]
     return sorted([*found, *ROOT.glob("*.py")])
 
@@ -206,6 +207,8 @@ def test_the_package_keeps_the_rule(rule: str) -> None:
         ("rooms", "core/a.py", "from ..models import backbone"),
         ("rooms", "core/schedulers/a.py", "from ...models import backbone"),
         ("rooms", "models/a.py", "from ..tokenizers.base import x"),
+        ("rooms", "motion/a.py", "from ..models.text import x"),
+        ("rooms", "tokenizers/a.py", "from ..motion.clip import Motion"),
         ("rooms", "tokenizers/a.py", "from ..models.text import x"),
         ("rooms", "pipelines/a.py", "from ..training import loop"),
         ("rooms", "training/a.py", "def f():\n    from ..pipelines import media"),

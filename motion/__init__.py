@@ -1,0 +1,1 @@
+"""Moving bodies: rotations, skeletons, clips, features and files. Importing it loads nothing."""

@@ -1,0 +1,145 @@
+"""Rotations for joint places: swings from bone directions, with a twist that stays smooth.
+
+Places alone do not say how a bone twists about its own axis. Twist comes, in this order, from a
+reference where one is given; at joints with several bones from where those bones point (the
+pelvis from hips and spine, the chest from collars and neck); elsewhere from the parent, so that a
+limb is bent and never wrung.
+
+It does not know clips, files or features.
+
+Invariants: no frame's result depends on frames after it. Where bones have the skeleton's lengths,
+forward kinematics of the result gives the places; otherwise every bone points where it should.
+"""
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from .clip import distance_mm
+from .rotations import (
+    between,
+    inverse,
+    multiply,
+    quaternion_from_matrix,
+    rotate,
+    unit,
+)
+from .skeleton import Skeleton, forward_kinematics, local_rotations, world_rotations
+
+_NEAR_OPPOSITE = -0.9
+"""Cosine below which a bone is so close to opposite its rest direction that the shortest turn
+jumps about; such frames go on from the frame before."""
+
+
+def solve(
+    skeleton: Skeleton,
+    joints: Float[Tensor, "frames joints 3"],
+    reference: Float[Tensor, "frames joints 4"] | None = None,
+) -> Float[Tensor, "frames joints 4"]:
+    """Find parent-relative rotations for joint places.
+
+    Args:
+        skeleton: The body; only the directions of its bones matter.
+        joints: Places, metres.
+        reference: Parent-relative rotations whose twist is kept, for instance predicted ones; or
+            None.
+
+    Returns:
+        Unit quaternions, convention of `skeleton.py`, dtype of `joints`.
+    """
+    offsets = torch.as_tensor(skeleton.offsets.copy(), dtype=joints.dtype, device=joints.device)
+    parents = torch.tensor(skeleton.parents[1:], dtype=torch.long, device=joints.device)
+    bones = torch.zeros_like(joints)
+    bones[:, 1:] = joints[:, 1:] - joints[:, parents]
+    if reference is not None:
+        return _from_reference(skeleton, bones, offsets, reference)
+    world: list[Tensor] = []
+    for joint, parent in enumerate(skeleton.parents):
+        frame = _body_frame(skeleton.children(joint), bones, offsets)
+        if parent < 0:
+            only = skeleton.children(0)[:1]
+            swing = between(offsets[only[0]], bones[:, only[0]]) if only else None
+            upright = torch.zeros_like(bones[:, 0, :1]) + joints.new_tensor([1.0, 0.0, 0.0, 0.0])
+            world.append(frame if frame is not None else upright if swing is None else swing)
+        elif frame is not None and float(offsets[joint].norm()):
+            swing = between(rotate(frame, offsets[joint]), bones[:, joint])
+            world.append(unit(multiply(swing, frame)))
+        else:
+            bone = rotate(inverse(world[parent]), bones[:, joint])
+            local = _steady_swing(offsets[joint], bone)
+            world.append(unit(multiply(world[parent], local)))
+    return local_rotations(skeleton, torch.stack(world, dim=1))
+
+
+def _from_reference(
+    skeleton: Skeleton, bones: Tensor, offsets: Tensor, reference: Tensor
+) -> Tensor:
+    world = world_rotations(skeleton, unit(reference.to(bones)))
+    swing = between(rotate(world, offsets), bones)
+    return local_rotations(skeleton, unit(multiply(swing, world)))
+
+
+def _steady_swing(rest: Tensor, bones: Tensor) -> Tensor:
+    """Return shortest turns of `rest` to each bone, going on steadily where they are unclear."""
+    turns = between(rest, bones)
+    cosine = (unit(bones) * unit(rest)).sum(-1)
+    for frame in (cosine < _NEAR_OPPOSITE).nonzero()[:, 0].tolist():
+        if frame:
+            before = turns[frame - 1]
+            step = between(rotate(before, rest), bones[frame])
+            turns[frame] = unit(multiply(step, before))
+    return turns
+
+
+def _body_frame(children: list[int], bones: Tensor, offsets: Tensor) -> Tensor | None:
+    """Fit one rotation to the bones that leave a joint; None where they leave twist open.
+
+    Source: Kabsch, "A solution for the best rotation to relate two sets of vectors" (1976), on
+    directions: every bone counts alike.
+    """
+    rest = unit(offsets[children])
+    if len(children) < 2 or torch.linalg.matrix_rank(rest, atol=0.1) < 2:
+        return None
+    products = torch.einsum("fci,cj->fij", unit(bones[:, children]), rest)
+    left, _, right = torch.linalg.svd(products)
+    sign = torch.ones_like(left[..., 0])
+    sign[..., 2] = torch.linalg.det(left @ right).sign()
+    return quaternion_from_matrix(left @ (sign[..., None] * right))
+
+
+def swing_to(
+    skeleton: Skeleton,
+    world: Float[Tensor, "frames joints 4"],
+    target: Float[Tensor, "frames joints 3"],
+) -> tuple[Float[Tensor, "frames joints 4"], Float[Tensor, "frames joints 3"]]:
+    """Swing every bone by the shortest turn so that it points at its target, root outwards.
+
+    Args:
+        skeleton: The body.
+        world: Rotations in the world before; their twist is kept.
+        target: Where the joints should be, metres.
+
+    Returns:
+        The rotations after, and the joints they give.
+    """
+    offsets = torch.as_tensor(skeleton.offsets.copy(), dtype=world.dtype, device=world.device)
+    turned, places = [world[:, 0]], [target[:, 0]]
+    for joint in range(1, len(skeleton)):
+        start = places[skeleton.parents[joint]]
+        bone = rotate(world[:, joint], offsets[joint])
+        swing = between(bone, target[:, joint] - start)
+        turned.append(unit(multiply(swing, world[:, joint])))
+        places.append(start + rotate(turned[joint], offsets[joint]))
+    return torch.stack(turned, dim=1), torch.stack(places, dim=1)
+
+
+def solve_error(
+    skeleton: Skeleton,
+    joints: Float[Tensor, "frames joints 3"],
+    rotations: Float[Tensor, "frames joints 4"],
+) -> tuple[float, float]:
+    """Return mean and largest distance in millimetres that forward kinematics leaves.
+
+    It is 0 up to rounding where the bones of `joints` have the skeleton's lengths.
+    """
+    return distance_mm(forward_kinematics(skeleton, rotations, joints[:, 0]), joints)
