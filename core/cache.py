@@ -328,11 +328,12 @@ class KVCache:
             mask = free[:, None, :, None].to(buffer.device).expand_as(buffer)
             buffer.masked_fill_(mask, float("nan"))
 
-    def evict(self, *, window: int, sink: int = 0, next_block: int) -> int:
+    def evict(self, *, window: int, sink: int = 0, next_block: int, far: int | None = None) -> int:
         """Drop committed entries that no row of block `next_block` or later can see.
 
         `window` counts blocks including the query's own and not the sink: while block b runs,
         blocks b-window+1 .. b-1 stay, and so do blocks below `sink` and tokens with the SINK role.
+        Of coarse rows those of blocks b-far+1 .. b-1 stay, or all for None.
 
         Returns:
             Number of tokens dropped per row.
@@ -347,6 +348,8 @@ class KVCache:
         length = int(self.written[0])
         block, role = self.layout.block[0, :length], self.layout.role[0, :length]
         stays = (block > next_block - window) | (block < sink) | ((role & int(Role.SINK)) > 0)
+        is_coarse = (role & int(Role.COARSE)) > 0
+        stays = torch.where(is_coarse, far is None or block > next_block - far, stays)
         index = stays.nonzero()[:, 0]
         dropped = length - len(index)
         if dropped:

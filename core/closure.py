@@ -17,6 +17,7 @@ import torch
 from jaxtyping import Bool
 from torch import Tensor
 
+from .far import is_coarse
 from .layout import Copy, Layout, Role
 from .masks import MaskTable, dense
 from .passes import COMMITS, AdvancePlan, Offered, mismatches, offered, pass_number, pinned
@@ -65,6 +66,7 @@ def check_exact(
     cache_per_branch: bool = True,
     context_level: float = 0.0,
     routes: Mapping[str, Bool[Tensor, "queries blocks"]] | None = None,
+    far: int | None = None,
 ) -> ClosureReport:
     """Decide whether a cached decode of a layout is exact, and say why not.
 
@@ -83,6 +85,7 @@ def check_exact(
         cache_per_branch: Whether each guidance branch has a cache of its own.
         context_level: Noise level committed rows are run at.
         routes: Tables that relations of the mask read, as in `MaskTable.visible`.
+        far: See `AdvancePlan`.
 
     Returns:
         The report; `exact` is true exactly when there is no violation.
@@ -94,8 +97,9 @@ def check_exact(
         raise ValueError(f"decode_mask must be 'table' or 'none', got {decode_mask!r}")
     sees = "table" if decode_mask == "table" else "all"
     plan = AdvancePlan(
-        commit, window, window_unit, counts_own, evict, unit, noisy_sees=sees, clean_sees=sees
-    )
+        commit, window, window_unit, counts_own, evict, unit, noisy_sees=sees, clean_sees=sees,
+        far=far,
+    )  # fmt: skip
     _require_flat(layout)
     if commit == "none":
         return ClosureReport(True, [], 0, ["no cache: every row of the schedule is a full forward"])
@@ -192,11 +196,11 @@ def needed_window(table: MaskTable, layout: Layout) -> int:
 
     Returns:
         Blocks with the query's own counted; sinks and prompt rows are never evicted and do not
-        count.
+        count, nor do coarse rows, which no window evicts.
     """
     _require_flat(layout)
     seen = dense(table, layout, layout)
-    evictable = seen & ~pinned(layout)[None, :] & (layout.block >= 0)[:, None]
+    evictable = seen & ~(pinned(layout) | is_coarse(layout))[None, :] & (layout.block >= 0)[:, None]
     behind = layout.block[:, None] - layout.block[None, :]
     return int(behind[evictable].max().clamp(min=0)) + 1 if bool(evictable.any()) else 1
 
@@ -297,7 +301,8 @@ def _eviction_violations(
     text = (
         f"(c) a key is evicted before its last reader: cache window {plan.window} "
         f"({'own counted' if plan.counts_own else 'own not counted'}"
-        f"{', evicting before the fused pass' if plan.evict == 'before' else ''})"
+        f"{', evicting before the fused pass' if plan.evict == 'before' else ''}"
+        f"{'' if plan.far is None else f'; coarse rows {plan.far}'})"
     )
     sentence = _sentence(layout, text, lost)
     return [sentence] if sentence else []

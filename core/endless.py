@@ -53,7 +53,7 @@ class EndlessPlan(DecodePlan):
             table=plan.table, content=plan.content, prompt=plan.prompt, height=plan.height,
             width=plan.width, copies=plan.copies, shift=plan.shift, write=plan.write,
             window=plan.window, sink=plan.sink, groups=plan.groups, matrix=plan.matrix,
-            context_noise=plan.context_noise, context_level=plan.context_level,
+            context_noise=plan.context_noise, context_level=plan.context_level, far=plan.far,
         )  # fmt: skip
         if self.matrix != "autoregressive":
             raise UsageError(
@@ -65,6 +65,11 @@ class EndlessPlan(DecodePlan):
             raise UsageError(
                 "an endless rollout needs cache.window and cache.write = separate, fused or block; "
                 f"got {self.window} and {self.write}; try cache.window=8"
+            )
+        if self.far is not None and self.far.blocks is None:
+            raise UsageError(
+                "cache.far.blocks = null keeps a coarse copy of everything, and an endless rollout "
+                f"would grow for ever; try cache.far.blocks={2 * self.window}"
             )
         if self.sink and rotated:
             raise UsageError(
@@ -103,7 +108,7 @@ class EndlessPlan(DecodePlan):
         if key not in self._memo:
             block = key[1]
             turns = block // self.ring
-            rows = self.content.take(self.rows_of_block[block % self.ring])
+            rows = self._rows_of(key[0], block % self.ring)
             shift = torch.zeros(rows.num_axes)
             shift[0] = turns * self._period
             self._memo[key] = rows.replace(

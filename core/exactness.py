@@ -76,7 +76,8 @@ def _require_mask(recipe: Recipe) -> None:
     try:
         mask_table(recipe)
     except ValueError as error:
-        advice = "; leave cache.window out" if recipe.cache.window is not None else ""
+        asked = [name for name in ("far", "window") if getattr(recipe.cache, name) is not None]
+        advice = f"; leave cache.{asked[0]} out" if asked else ""
         raise ModelError(f"{recipe.name}: mask: {error}{advice}") from None
 
 
@@ -112,6 +113,7 @@ def plan_violations(recipe: Recipe, plan: DecodePlan) -> list[str]:
                 window=plan.window,
                 cache_per_branch=not condition_free_clean(recipe, plan),
                 routes=plan.routes(layout, poses),
+                far=plan.far_window,
                 **together,
             )
             found += report.violations
@@ -156,7 +158,8 @@ def _plans(recipe: Recipe) -> Iterator[DecodePlan]:
     layout = recipe.layout
     if layout.kind == "frames":
         together = frames_per_block(layout.block) or 1
-        plan = build_plan(recipe, 1, 2, frames=together * _num_blocks(recipe))
+        side = recipe.cache.far.patch if recipe.cache.far else 1
+        plan = build_plan(recipe, side, 2 * side, frames=together * _num_blocks(recipe))
         # Blocks in flight train together in sets that start anywhere.
         for offset in range(plan.flight if plan.matrix == "rolling" else 1):
             yield replace(plan, offset=offset)
@@ -176,9 +179,15 @@ def _num_blocks(recipe: Recipe) -> int:
     """At least four blocks, and enough of them to evict and to fly."""
     return max(
         MIN_BLOCKS,
-        (recipe.cache.window or 0) + recipe.cache.sink + 2,
+        (recipe.cache.window or 0) + recipe.cache.sink + _far_blocks(recipe) + 2,
         2 * recipe.schedule.flight + 2,
     )
+
+
+def _far_blocks(recipe: Recipe) -> int:
+    """Coarse blocks behind the window: as many as are kept, or some."""
+    far = recipe.cache.far
+    return 0 if far is None else MIN_BLOCKS if far.blocks is None else far.blocks
 
 
 def _grid_for(recipe: Recipe) -> tuple[int, int]:

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from .attention import Lowered
 from .cache import CacheView, KVCache
+from .errors import UsageError
 from .grouping import PerLayer, regroup
 from .layout import Layout
 from .plan import DecodePlan, build_plan, grid_of
@@ -71,13 +72,24 @@ def plan_of(recipe: Recipe, length: int) -> DecodePlan:
     """Lay out a recipe for `length` tokens on the most square grid.
 
     A video gets as many frames as divide the tokens, at most those it trains on.
+
+    Raises:
+        UsageError: too few tokens for a frame that patches of far history fill.
     """
     if recipe.layout.kind != "frames":
         return build_plan(recipe, *grid_of(length))
     acts = recipe.acting is not None  # one token of every frame is what is done in it
-    fitting = [f for f in range(1, recipe.layout.frames + 1) if length % f == 0]
+    side = 1 if recipe.cache.far is None else recipe.cache.far.patch
+    if length % side**2:
+        near = max(length // side**2, 1) * side**2
+        raise UsageError(
+            f"length = {length} fills no frames of {side}x{side} patches (cache.far.patch); "
+            f"try {near}"
+        )
+    fitting = [f for f in range(1, recipe.layout.frames + 1) if length % (f * side**2) == 0]
     frames = max(f for f in fitting if f == 1 or length // f > acts)
-    return build_plan(recipe, *grid_of(length // frames - acts), frames=frames)
+    height, width = grid_of(length // frames // side**2 - acts)
+    return build_plan(recipe, height * side, width * side, frames=frames)
 
 
 def layout_records(recipe: Recipe, length: int) -> list[dict[str, Any]]:

@@ -35,6 +35,7 @@ class Role(IntFlag):
     LAST = 16
     KEEP = 32
     ACTION = 64
+    COARSE = 128
 
 
 INT_ATTRIBUTES = (

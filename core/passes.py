@@ -14,6 +14,7 @@ import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
 
+from .far import is_coarse
 from .layout import Copy, Layout, Role
 
 COMMITS = ("separate", "fused", "token", "block", "none")
@@ -38,6 +39,7 @@ class AdvancePlan:
         noisy_sees: Mask inside the active noisy rows: `"table"` evaluates the table; `"all"` and
             `"causal"` are hand-made masks (the whole cache, and all or earlier active rows).
         clean_sees: The same for clean rows in their commit pass.
+        far: Blocks whose coarse rows the cache serves, counted as `window` is; None = all.
     """
 
     commit: str = "separate"
@@ -48,6 +50,7 @@ class AdvancePlan:
     unit: str = "block"
     noisy_sees: str = "table"
     clean_sees: str = "table"
+    far: int | None = None
 
     def __post_init__(self) -> None:
         allowed = {
@@ -167,8 +170,10 @@ def _outside_window(layout: Layout, plan: AdvancePlan) -> Tensor:
         # The pass of block b also carries C of block b - 1, whose window starts one block earlier.
         is_clean = (layout.copy == int(Copy.CLEAN))[:, None]
         now = torch.where(is_clean, now, now - 1) if plan.evict == "after" else now + is_clean
-    held = plan.window if plan.counts_own else plan.window + 1
-    return (now - rank[None, :] >= held) & ~pinned(layout)[None, :]
+    more = not plan.counts_own
+    gone = now - rank[None, :] >= plan.window + more
+    lost = torch.zeros_like(gone) if plan.far is None else now - rank[None, :] >= plan.far + more
+    return torch.where(is_coarse(layout)[None, :], lost, gone & ~pinned(layout)[None, :])
 
 
 def mismatches(

@@ -11,6 +11,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from .far import is_coarse
 from .layout import Copy, Layout
 from .plan import DecodePlan
 from .rollout import Decoder, Rollout
@@ -123,8 +124,8 @@ def _fly(rollout: Rollout, contents: Contents, noisy: Tensor, block: int) -> Non
 def compare(plan: DecodePlan, decoder: Decoder, contents: Contents) -> Parity:
     """Compare every row of every decode pass with the same row of the training forward.
 
-    Rows are matched by (copy, rank in compute order); a shifted recipe's last token, which training
-    leaves out, is not compared.
+    Rows are matched by (copy, rank in compute order, scale); a shifted recipe's last token, which
+    training leaves out, is not compared.
     """
     passes, kept = _decoded(plan, decoder, contents)
     contents = replace(contents, kept=kept)
@@ -147,5 +148,6 @@ def compare(plan: DecodePlan, decoder: Decoder, contents: Contents) -> Parity:
     return Parity(worst, count, float(trained.abs().max()))
 
 
-def _keys(layout: Layout) -> list[tuple[int, int]]:
-    return list(zip(layout.copy.tolist(), layout.order.tolist(), strict=True))
+def _keys(layout: Layout) -> list[tuple[int, int, bool]]:
+    coarse = is_coarse(layout).tolist()
+    return list(zip(layout.copy.tolist(), layout.order.tolist(), coarse, strict=True))

@@ -14,19 +14,19 @@ copy.
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field
-from typing import Any, ClassVar, cast
+from typing import ClassVar, cast
 
 import torch
 from diffusers import ConfigMixin, ModelMixin
 from diffusers.configuration_utils import register_to_config
-from einops import rearrange, repeat
+from einops import rearrange
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from ..core.attention import Lowered, NoMask
 from ..core.cache import CacheView
+from ..core.far import coarse_members
 from ..core.grouping import PerLayer
 from ..core.layout import Copy, Layout, Role
 from ..core.numerics import RowStableActivation, RowStableLinear, row_stable_activation
@@ -44,24 +44,9 @@ from .layers import (
     rms_norm,
     row_runs,
 )
+from .prompts import PreparedPrompt
 from .single_row import fits_single_row, run_single_rows
 from .text import spread_prompts
-
-
-@dataclass(frozen=True)
-class PreparedPrompt:
-    """What the layers need of a prompt, computed once per rollout.
-
-    `prefix` [batch, prompt rows, dim] stands in front of the tokens; `pooled` [batch, dim] feeds
-    the modulation; `cross` holds one (key, value) pair per layer, and `cross_valid` [batch, words].
-    `memo` keeps what the backbone derives from them and from the kinds of the rows alone.
-    """
-
-    prefix: Tensor | None = None
-    pooled: Tensor | None = None
-    cross: list[tuple[Tensor, Tensor]] | None = None
-    cross_valid: Tensor | None = None
-    memo: dict[Any, Any] = field(default_factory=dict, compare=False, repr=False)
 
 
 class BlockTransformer(ModelMixin, ConfigMixin):
@@ -98,6 +83,7 @@ class BlockTransformer(ModelMixin, ConfigMixin):
         route_per: str = "query",
         action_codes: int = 0,
         action_numbers: int = 0,
+        far_patch: int = 0,
     ) -> None:
         """Build the layers.
 
@@ -129,6 +115,7 @@ class BlockTransformer(ModelMixin, ConfigMixin):
             action_codes: Ids that ACTION rows hold, in their first code; 0 = no such rows.
             action_numbers: Numbers that ACTION rows hold, in their first channels; 0 = no such
                 rows.
+            far_patch: Side of the patch of tokens that a COARSE row stands for; 0 = no such rows.
         """
         super().__init__()
         self.copies_modulated = [Copy[name.upper()] for name in modulate]
@@ -160,6 +147,9 @@ class BlockTransformer(ModelMixin, ConfigMixin):
         else:
             self.embed_latents = RowStableLinear(config.latent_channels, dim)
             self.embed_noisy = RowStableLinear(config.latent_channels, dim)
+        if config.far_patch:
+            width = dim if config.value == "code" else config.latent_channels
+            self.embed_patches = RowStableLinear(config.far_patch**2 * width, dim)
         self.embed_done: nn.Module
         if config.action_codes:
             self.embed_done = nn.Embedding(config.action_codes, dim)
@@ -257,6 +247,9 @@ class BlockTransformer(ModelMixin, ConfigMixin):
                 rows = torch.where(noisy, self.embed_noisy(values), self.embed_latents(values))
         if acts:
             rows = torch.where(is_action, self._embed_actions(done, is_action), rows)
+        if self.config.far_patch:
+            held = rows if self.config.value == "code" else values
+            rows = self._with_patches(rows, held, layout)
         return torch.where(is_masked[..., None], self.mask_row.to(rows.dtype), rows)
 
     def _embed_actions(self, values: Tensor, is_action: Tensor) -> Tensor:
@@ -266,15 +259,31 @@ class BlockTransformer(ModelMixin, ConfigMixin):
             return self.embed_done(ids[..., 0].long())
         return self.embed_done(values[..., : self.config.action_numbers].to(self.mask_row.dtype))
 
+    def _with_patches(self, rows: Tensor, held: Tensor, layout: Layout) -> Tensor:
+        """Embed COARSE rows by what the clean rows of their patch hold, side by side."""
+        coarse, members = coarse_members(layout, self.config.far_patch)
+        if not len(coarse):
+            return rows
+        patches = self.embed_patches(held[:, members].flatten(2))
+        return rows.index_copy(1, coarse, patches.to(rows.dtype))
+
+    def _places(self, layout: Layout) -> Tensor:
+        """Look up the learned absolute position of every row; COARSE rows have a mean one."""
+        source = layout.source.clamp_min(0)
+        places = self.position_table(source % self.config.num_sources)
+        if not self.config.far_patch:
+            return places
+        coarse, members = coarse_members(layout, self.config.far_patch)
+        return places.index_copy(0, coarse, places[members].mean(1)) if len(coarse) else places
+
     def _rows(
         self, values: Tensor, is_masked: Tensor, layout: Layout, prompt: PreparedPrompt
     ) -> Tensor:
         """Assemble the input of the first layer: prompt rows where source < 0, data elsewhere."""
         runs = row_runs(layout)
-        source = layout.source.clamp_min(0)
         copies = self.copy_table[runs[0].copy if len(runs) == 1 else layout.copy]
         x = self._embed(values, is_masked, layout)
-        x = x + self.position_table(source % self.config.num_sources) + copies
+        x = x + self._places(layout) + copies
         if prompt.prefix is None or all(run.is_data for run in runs):
             return x
         is_data = layout.source >= 0
@@ -443,33 +452,6 @@ class BlockTransformer(ModelMixin, ConfigMixin):
         own = poses[:, frame.clamp_max(poses.shape[1] - 1)]
         origin = torch.eye(4, device=poses.device, dtype=poses.dtype)
         return torch.where((layout.source < 0)[..., None, None], origin, own)
-
-
-def take_prompts(prompt: PreparedPrompt, items: Tensor) -> PreparedPrompt:
-    """Select items of a prepared prompt by number."""
-
-    def maybe(x: Tensor | None) -> Tensor | None:
-        return None if x is None else x[items]
-
-    cross = prompt.cross and [(key[items], value[items]) for key, value in prompt.cross]
-    return PreparedPrompt(
-        maybe(prompt.prefix), maybe(prompt.pooled), cross, maybe(prompt.cross_valid)
-    )
-
-
-def repeat_prompt(prompt: PreparedPrompt, times: int) -> PreparedPrompt:
-    """Repeat every item of a prepared prompt (several pictures of one prompt)."""
-
-    def again(x: Tensor) -> Tensor:
-        return repeat(x, "b ... -> (b t) ...", t=times)
-
-    def maybe(x: Tensor | None) -> Tensor | None:
-        return None if x is None else again(x)
-
-    cross = prompt.cross and [(again(k), again(v)) for k, v in prompt.cross]
-    return PreparedPrompt(
-        maybe(prompt.prefix), maybe(prompt.pooled), cross, maybe(prompt.cross_valid)
-    )
 
 
 def _two_maps(features: int, dim: int) -> nn.Sequential:

@@ -18,8 +18,8 @@ from ..core.plan import NUM_SENTINELS, DecodePlan, build_plan
 from ..core.poses import require_poses
 from ..core.rollout import Rollout
 from ..core.schedule import scheduler_of
-from .backbone import PreparedPrompt
 from .generator import TEXT_CODES, GenerativeModel, ModelDecoder
+from .prompts import PreparedPrompt
 
 
 @dataclass

@@ -21,9 +21,9 @@ from ..core.errors import UsageError
 from ..core.plan import build_plan
 from ..core.rollout import Event, Rollout
 from ..core.schedule import scheduler_of
-from .backbone import take_prompts
 from .generate import empty_values, null_prompts, prompt_vectors
 from .generator import GenerativeModel, ModelDecoder
+from .prompts import take_prompts
 
 
 class LiveRollout:

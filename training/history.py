@@ -21,8 +21,8 @@ from ..core.plan import DecodePlan
 from ..core.rollout import Rollout, run
 from ..core.sampling import item_generator
 from ..core.schedulers.flow import FlowEuler
-from ..models.backbone import PreparedPrompt
 from ..models.generator import GenerativeModel, ModelDecoder
+from ..models.prompts import PreparedPrompt
 
 
 @torch.no_grad()

@@ -8,9 +8,10 @@ from blockloom.core.layout import Copy
 from blockloom.core.layouts import frames, prefix
 from blockloom.core.plan import build_plan
 from blockloom.core.proof import compare
-from blockloom.models.backbone import BlockTransformer, repeat_prompt
+from blockloom.models.backbone import BlockTransformer
 from blockloom.models.generate import prompt_vectors
 from blockloom.models.layers import distance_bias
+from blockloom.models.prompts import repeat_prompt
 
 SINGLE = ("layout.copies=1", "cache.write=none", "cache.exact=false", "layout.block=row")
 CONES = [
