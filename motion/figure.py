@@ -181,12 +181,12 @@ def _stepped_back(
 
 
 def _smoothed(path: NDArray[np.float64], fps: float) -> NDArray[np.float64]:
-    """Smooth a path [frames, 3] with a Gaussian of half a second; ends count as standing still."""
+    """Smooth a path [frames, 3] with a Gaussian of half a second; beyond its ends it goes on."""
     spread = max(0.5 * fps, 1e-3)
     half = min(math.ceil(3 * spread), 600)
     weights = np.exp(-0.5 * (np.arange(-half, half + 1) / spread) ** 2)
     weights /= weights.sum()
-    padded = np.pad(path, ((half, half), (0, 0)), mode="edge")
+    padded = np.pad(path, ((half, half), (0, 0)), mode="reflect", reflect_type="odd")
     return np.stack([np.convolve(padded[:, axis], weights, "valid") for axis in range(3)], axis=1)
 
 
