@@ -1,4 +1,4 @@
-"""The loss of tokenizers that no optimiser trains: how far images come back from themselves."""
+"""The loss of tokenizers that no optimiser trains: how far inputs come back from themselves."""
 
 from collections.abc import Callable
 
@@ -16,13 +16,13 @@ class PlainError:
 
     def loss(
         self,
-        pixels: Float[Tensor, "batch 3 height width"],
+        pixels: Float[Tensor, "batch channels *sides"],
         generator: torch.Generator | None = None,
     ) -> tuple[Float[Tensor, ""], dict[str, float]]:
         """Return the mean squared error; nothing is trained.
 
         Args:
-            pixels: Images in [-1, 1].
+            pixels: Images in [-1, 1], or feature frames.
             generator: Unused; part of the tokenizer protocol.
         """
         error = F.mse_loss(self.decode(self.encode(pixels)), pixels)

@@ -1,4 +1,4 @@
-"""Build a video tokenizer from the `tokenizer` part of a recipe, or load one from a folder.
+"""Build a video or motion tokenizer from a recipe's `tokenizer` part, or load one from a folder.
 
 It does not know recipes; it takes a plain mapping.
 """
@@ -10,6 +10,9 @@ from typing import Any
 from torch import nn
 
 from .build import build_tokenizer, load_tokenizer
+from .feature_frames import FeatureFrameTokenizer
+from .motion_codes import MotionRVQTokenizer, MotionVQTokenizer
+from .motion_vae import MotionSigmaTokenizer
 from .video_adapters import CogVideoXTokenizer, WanTokenizer
 from .video_bsq import BSQTransformerTokenizer
 from .video_frames import FrameTokenizer
@@ -22,6 +25,10 @@ VIDEO_TOKENIZERS: dict[str, type[Any]] = {
     "bsq_transformer": BSQTransformerTokenizer,
     "wan": WanTokenizer,
     "cogvideox": CogVideoXTokenizer,
+    "features": FeatureFrameTokenizer,
+    "motion_sigma": MotionSigmaTokenizer,
+    "motion_vq": MotionVQTokenizer,
+    "motion_rvq": MotionRVQTokenizer,
 }
 
 

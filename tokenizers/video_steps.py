@@ -29,7 +29,8 @@ from .video_base import (
     check_state,
 )
 
-# Axis of time in pixels [batch 3 frames height width] and in values [batch frames tokens width].
+# Axis of time in pixels [batch 3 frames height width], in feature frames [batch features frames]
+# and in values [batch frames tokens width].
 _TIME_AXIS = {"encode": 2, "decode": 1}
 
 
@@ -83,6 +84,19 @@ class SteppedTokenizer(ABC):
         """Tokens of a latent frame."""
         return self.grid[0] * self.grid[1]
 
+    @property
+    def frame_shape(self) -> tuple[int, ...]:
+        """Shape of an input frame, without the axis of time: colours, height, width."""
+        return (3, *self.frame_size)
+
+    def check_input(self, frames: Tensor) -> None:
+        """Refuse a clip whose frames are not of `frame_shape`.
+
+        Raises:
+            ValueError: Not [batch, 3, frames, height, width] of this height and width.
+        """
+        check_clip(frames, self.frame_size)
+
     def encode(self, pixels: Float[Tensor, "batch 3 frames height width"]) -> Tensor:
         """Turn a clip in [-1, 1] into the values of its latent frames, without noise.
 
@@ -93,7 +107,7 @@ class SteppedTokenizer(ABC):
         Raises:
             ValueError: Frames of another size, or a number of frames that steps do not fill.
         """
-        check_clip(pixels, self.frame_size)
+        self.check_input(pixels)
         self._check_frames(pixels.shape[2])
         return self.encode_chunk(pixels)[0]
 
@@ -136,7 +150,7 @@ class SteppedTokenizer(ABC):
         Raises:
             ValueError: Frames of another size, or a state of another stream.
         """
-        check_clip(frames, self.frame_size)
+        self.check_input(frames)
         return self._advance("encode", frames.to(self.dtype), state)
 
     def decode_chunk(
@@ -192,9 +206,12 @@ class SteppedTokenizer(ABC):
             # diffusers' own `to` would warn about types it keeps.
             nn.Module.to(twin, self.dtype)
             if encoding:
-                frames = torch.empty(batch_size, 3, count, *self.frame_size)
+                channels, *sides = self.frame_shape
+                frames = torch.empty(batch_size, channels, count, *sides)
                 return twin.encode_chunk(frames)[1].num_bytes
             values = torch.empty(batch_size, count, self.num_tokens, self.latent_channels)
+            if self.value == "code":
+                values = torch.empty(*values.shape[:3], self.num_codebooks, dtype=torch.int64)
             return twin.decode_chunk(values)[1].num_bytes
 
     def _check_frames(self, count: int) -> None:
@@ -262,7 +279,8 @@ class SteppedTokenizer(ABC):
     def _nothing(self, direction: Direction, joined: Tensor) -> Tensor:
         """Return an output without frames."""
         if direction == "decode":
-            return joined.new_empty(len(joined), 3, 0, *self.frame_size, dtype=self.dtype)
+            channels, *sides = self.frame_shape
+            return joined.new_empty(len(joined), channels, 0, *sides, dtype=self.dtype)
         width = self.latent_channels if self.value == "latent" else self.num_codebooks
         dtype = self.dtype if self.value == "latent" else torch.int64
         return joined.new_empty(len(joined), 0, self.num_tokens, width, dtype=dtype)

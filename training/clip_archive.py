@@ -1,7 +1,8 @@
 """Clips in and out of .npz archives.
 
 Layouts that are read: `frames` uint8 [frames, height, width, 3] with `offsets` [clips + 1], or
-uint8 [clips, frames, height, width, 3] where all clips are equally long. Beside them, all optional:
+uint8 [clips, frames, height, width, 3] where all clips are equally long. Feature frames (poses,
+observations) are floats [frames, features] with `offsets`. Beside them, all optional:
 
 - texts: `captions`, `caption`, `mission` or `text`, one per clip
 - split: `split` (texts, or numbers into `split_names`) or `is_test` (bool)
@@ -57,6 +58,8 @@ def load_clip_archive(
         names = _action_names(arrays)
         actions = _actions(arrays, offsets, len(names))
         if image_size is not None:
+            if frames.ndim != 4:
+                raise DataError(f"image size {image_size}, but frames have no height and width")
             frames = shrink(frames, image_size)
         rate = _fps(arrays) if fps is None else fps
     except DataError as error:
@@ -126,10 +129,12 @@ def shrink(frames: NDArray[np.uint8], size: int) -> NDArray[np.uint8]:
     return small
 
 
-def _frames(arrays: dict[str, NDArray]) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
+def _frames(arrays: dict[str, NDArray]) -> tuple[NDArray, NDArray[np.int64]]:
     if "frames" not in arrays:
         raise DataError("has no array 'frames'")
     frames = arrays["frames"]
+    if frames.dtype.kind == "f":
+        frames = frames.astype(np.float32)
     if frames.ndim == 5:
         if "offsets" in arrays:
             raise DataError("frames have 5 axes, one clip each, and yet there are 'offsets'")

@@ -26,7 +26,7 @@ from torch.nn import functional as F
 from ..core.errors import DataError, check_count
 from ..core.recipe_sections import ActingSpec
 from ..tokenizers.video_frames import FrameTokenizer
-from .clips import NO_ACTION, ClipDataset
+from .clips import NO_ACTION, ClipDataset, tokenizer_input
 
 ENCODE_BATCH = 128
 """Frames encoded at once, by tokenizers whose frames do not see each other or in one chunk."""
@@ -224,10 +224,9 @@ class PixelWindows:
         """Return the number of windows."""
         return len(self.windows)
 
-    def pixels(self, indices: Tensor) -> Float[Tensor, "batch 3 frames height width"]:
-        """Gather windows as pixels in [-1, 1]."""
-        frames = self.frames[self.windows.rows(indices)]
-        return rearrange(frames, "b t h w c -> b c t h w").float() / 127.5 - 1
+    def pixels(self, indices: Tensor) -> Float[Tensor, "batch channels frames *sides"]:
+        """Gather windows as a tokenizer takes them: pixels in [-1, 1], or features."""
+        return tokenizer_input(self.frames[self.windows.rows(indices)])
 
 
 def leading_actions(
@@ -369,25 +368,21 @@ def _encode(tokenizer: Any, dataset: ClipDataset) -> Tensor:
     device = next(iter(tokenizer.state_dict().values()), torch.zeros(0)).device
     if isinstance(tokenizer, FrameTokenizer):
         # Frames do not see each other, so clips need not be told apart.
-        return torch.cat(
-            [tokenizer.inner.encode(_pixels(part).to(device)).cpu() for part in _chunks(frames)]
-        )
+        pictures = (rearrange(tokenizer_input(p[None]), "1 c t h w -> t c h w")
+                    for p in _chunks(frames))  # fmt: skip
+        return torch.cat([tokenizer.inner.encode(part.to(device)).cpu() for part in pictures])
     parts = []
     for index in range(len(dataset)):
         state, clip = None, torch.from_numpy(dataset.clip(index))
         for chunk in _chunks(clip):
-            pixels = rearrange(_pixels(chunk), "t c h w -> 1 c t h w").to(device)
-            values, state = tokenizer.encode_chunk(pixels, state)
+            given = tokenizer_input(chunk[None]).to(device)
+            values, state = tokenizer.encode_chunk(given, state)
             parts.append(values[0].cpu())
     return torch.cat(parts)
 
 
 def _chunks(frames: Tensor) -> list[Tensor]:
     return list(frames.split(ENCODE_BATCH))
-
-
-def _pixels(frames: Tensor) -> Float[Tensor, "frames 3 height width"]:
-    return rearrange(frames, "t h w c -> t c h w").float() / 127.5 - 1
 
 
 def remembered(cache: Path, digest: Any, tokenizer: Any, encode: Callable[[], Tensor]) -> Tensor:

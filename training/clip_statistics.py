@@ -5,11 +5,11 @@ frame; means and ratios of them are taken elsewhere, over stated sets of frames.
 """
 
 import torch
-from einops import rearrange
 from jaxtyping import Float, UInt8
 from torch import Tensor
 
 from .clip_run import frame_psnr
+from .clips import tokenizer_input
 
 MOST_DB = 60.0
 """What a frame that is matched exactly counts: else one would decide the mean."""
@@ -25,11 +25,8 @@ def byte_psnr(
         frames: Frames.
         target: What they should be; a single frame stands for all.
     """
-    return frame_psnr(_pixels(frames), _pixels(target.expand_as(frames))).clamp_max(MOST_DB)
-
-
-def _pixels(frames: Tensor) -> Tensor:
-    return rearrange(frames, "b t h w c -> b c t h w").float() / 127.5 - 1
+    pixels, wanted = tokenizer_input(frames), tokenizer_input(target.expand_as(frames))
+    return frame_psnr(pixels, wanted).clamp_max(MOST_DB)
 
 
 def sharpness(

@@ -1,5 +1,7 @@
 """Captioned clips in memory, with the actions that move them, and windows cut out of them.
 
+A frame is a picture, or a row of numbers (a pose, an observation): a *feature frame*.
+
 The one convention of actions: the action of frame t moves frame t to frame t + 1. So the action of
 a clip's last frame leads nowhere and is stored as "none" (-1, or zeros for vectors), whatever the
 file said. It does not know files, tokenizers or training.
@@ -14,6 +16,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from einops import rearrange
+from jaxtyping import Float
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -29,7 +32,7 @@ class Windows:
     """Equally long pieces of clips.
 
     Attributes:
-        frames: uint8 [items, length, height, width, 3].
+        frames: uint8 [items, length, height, width, 3], or float32 [items, length, features].
         is_real: bool [items, length]; False where a short clip's last frame is held.
         start: int64 [items], number of the window's first frame within its clip.
         actions: int64 [items, length] or float32 [items, length, parts]: the action at j moves
@@ -50,8 +53,8 @@ class Windows:
     has_action_before: Tensor | None = None
 
     def pixels(self) -> Tensor:
-        """Return the frames as float32 [items, 3, length, height, width] in [-1, 1]."""
-        return rearrange(self.frames, "b t h w c -> b c t h w").float() / 127.5 - 1
+        """Return the frames as a tokenizer takes them, see `tokenizer_input`."""
+        return tokenizer_input(self.frames)
 
     def leading(self) -> tuple[Tensor, Tensor]:
         """Return, for every frame, the action that LED to it, and whether it is known.
@@ -73,10 +76,11 @@ class Windows:
 
 @dataclass(frozen=True)
 class ClipDataset:
-    """Captioned clips of one picture size and one frame rate, of any lengths.
+    """Captioned clips of one frame shape and one frame rate, of any lengths.
 
     Attributes:
-        frames: uint8 [frames of all clips, height, width, 3], RGB.
+        frames: uint8 [frames of all clips, height, width, 3], RGB; or finite float32
+            [frames of all clips, features].
         offsets: int64 [items + 1], from 0 to the number of frames, rising.
         captions: One text per clip; may be empty texts.
         split: Split of every clip, for instance "train".
@@ -86,7 +90,7 @@ class ClipDataset:
         action_names: Names of the ids; may be empty.
     """
 
-    frames: NDArray[np.uint8]
+    frames: NDArray[np.uint8] | NDArray[np.float32]
     offsets: NDArray[np.int64]
     captions: list[str]
     split: list[str]
@@ -100,13 +104,16 @@ class ClipDataset:
         Raises:
             DataError: They do not; the first fault found is named.
         """
-        shape = self.frames.shape
-        if self.frames.dtype != np.uint8 or len(shape) != 4 or shape[3] != 3 or 0 in shape[1:3]:
+        shape, dtype = self.frames.shape, self.frames.dtype
+        is_picture = dtype == np.uint8 and len(shape) == 4 and shape[3] == 3 and 0 not in shape[1:3]
+        if not is_picture and (dtype != np.float32 or len(shape) != 2 or not shape[1]):
             raise DataError(
-                f"frames are {self.frames.dtype} {list(shape)}; needed uint8 "
-                "[frames, height, width, 3]"
+                f"frames are {dtype} {list(shape)}; needed uint8 [frames, height, width, 3] or "
+                "float32 [frames, features]"
             )
         check_offsets(self.offsets, shape[0])
+        if not is_picture:
+            _check_finite(self.frames, self.offsets)
         for name in ("captions", "split"):
             if len(getattr(self, name)) != len(self):
                 raise DataError(f"{len(self)} clips but {len(getattr(self, name))} {name}")
@@ -131,8 +138,16 @@ class ClipDataset:
             return 0
         return max(len(self.action_names), int(self.actions.max()) + 1)
 
-    def clip(self, index: int) -> NDArray[np.uint8]:
-        """Return the frames of one clip, uint8 [frames, height, width, 3], not copied."""
+    @property
+    def num_features(self) -> int:
+        """Numbers of a feature frame; 0 for pictures."""
+        return self.frames.shape[1] if self.frames.ndim == 2 else 0
+
+    def clip(self, index: int) -> NDArray:
+        """Return the frames of one clip, [frames, height, width, 3] or [frames, features].
+
+        They are not copied.
+        """
         return self.frames[self.offsets[index] : self.offsets[index + 1]]
 
     def clip_actions(self, index: int) -> NDArray:
@@ -244,6 +259,42 @@ class ClipDataset:
         assert self.actions is not None
         dtype = np.int64 if self.actions.dtype.kind == "i" else np.float32
         return torch.from_numpy(self.actions[row].astype(dtype))
+
+
+def tokenizer_input(frames: Tensor) -> Float[Tensor, "batch channels frames *sides"]:
+    """Bring frames into the form that tokenizers take: the one place where that happens.
+
+    Args:
+        frames: Pictures, uint8 [batch, frames, height, width, 3], or feature frames, float
+            [batch, frames, features].
+
+    Returns:
+        float32: pixels [batch, 3, frames, height, width] in [-1, 1], or features
+        [batch, features, frames] as they are.
+
+    Raises:
+        DataError: Frames of neither form.
+    """
+    if frames.ndim == 5 and frames.dtype == torch.uint8:
+        return rearrange(frames, "b t h w c -> b c t h w").float() / 127.5 - 1
+    if frames.ndim == 3 and frames.is_floating_point():
+        return rearrange(frames, "b t f -> b f t").float()
+    raise DataError(
+        f"frames are {frames.dtype} {list(frames.shape)}; needed uint8 [batch, frames, height, "
+        "width, 3] or floats [batch, frames, features]"
+    )
+
+
+def _check_finite(frames: NDArray, offsets: NDArray[np.int64]) -> None:
+    is_good = np.isfinite(frames).all(axis=1)
+    if not is_good.all():
+        row = int(is_good.argmin())
+        clip = int(np.searchsorted(offsets, row, side="right")) - 1
+        feature = int(np.isfinite(frames[row]).argmin())
+        raise DataError(
+            f"clip {clip}, frame {row - offsets[clip]}: feature {feature} is "
+            f"{frames[row, feature]}; needed finite numbers"
+        )
 
 
 def check_offsets(offsets: NDArray, num_frames: int) -> None:

@@ -148,7 +148,8 @@ def test_what_is_no_image_tokenizer_is_refused():
     with pytest.raises(ValueError, match="nearest fsq"):
         build_video_tokenizer({"kind": "frames", "image": {"kind": "fsk"}})
     assert set(VIDEO_TOKENIZERS) == {
-        "frames", "video_kl", "video_sigma", "bsq_transformer", "wan", "cogvideox"
+        "frames", "video_kl", "video_sigma", "bsq_transformer", "wan", "cogvideox", "features",
+        "motion_sigma", "motion_vq", "motion_rvq",
     }  # fmt: skip
 
 

@@ -178,3 +178,21 @@ def test_raw_windows_are_pixels_of_the_right_frames():
     assert pixels.shape == (1, 3, 2, 8, 8)
     wanted = torch.from_numpy(clips.frames[2:4]).permute(3, 0, 1, 2)[None] / 127.5 - 1
     torch.testing.assert_close(pixels, wanted)
+
+
+def test_feature_frames_are_encoded_as_they_stream(tmp_path):
+    torch.manual_seed(0)
+    config = {"kind": "motion_rvq", "features": 3, "groups": None, "width": 8, "code_dim": 4}
+    tokenizer = build_video_tokenizer({**config, "codebook_size": 5, "levels": 2}).eval()
+    rng = np.random.default_rng(0)
+    frames = rng.normal(size=(20, 3)).astype(np.float32)
+    clips = ClipDataset(frames, np.array([0, 9, 12, 20]), [""] * 3, ["train"] * 3)
+    values = encode_clips(tokenizer, clips, tmp_path)
+    ends = latent_offsets(clips, tokenizer)
+    # The ninth frame of the first clip and all of the second fill no step.
+    assert ends.tolist() == [0, 2, 2, 4] and values.shape == (4, 2, 1)
+    with torch.no_grad():
+        whole = tokenizer.encode(clips.window(torch.tensor([2]), 8).pixels())[0]
+    assert torch.equal(values[2:], whole)
+    given = PixelWindows(clips.take([0, 2]), 8, 1).pixels(torch.tensor([1]))
+    assert torch.equal(given[0].T, torch.from_numpy(clips.clip(0)[1:9]))

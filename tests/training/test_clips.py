@@ -12,9 +12,10 @@ from PIL import Image
 from blockloom.core.errors import DataError, UsageError
 from blockloom.pipelines.video_media import save_video
 from blockloom.training import clip_folder, clip_video
+from blockloom.training.clip_archive import save_clip_archive
 from blockloom.training.clip_folder import convert_clips, load_clips, natural_key
 from blockloom.training.clip_video import nearest_in_time, read_video_clip
-from blockloom.training.clips import ClipDataset, align_actions
+from blockloom.training.clips import ClipDataset, align_actions, tokenizer_input
 from blockloom.training.physics import physics_clips
 
 
@@ -449,3 +450,39 @@ def test_without_pyav_the_extra_is_named(tmp_path, monkeypatch):
     with pytest.raises(UsageError, match=r"pip install 'blockloom\[video\]'"):
         load_clips(tmp_path)
     assert path.exists()
+
+
+def poses(*lengths: int, features: int = 3) -> ClipDataset:
+    """Feature frames of clips end to end; feature k of frame t of clip i is 50 i + t + k / 10."""
+    values = [50 * i + t for i, length in enumerate(lengths) for t in range(length)]
+    frames = np.array(values, np.float32)[:, None] + np.arange(features, dtype=np.float32) / 10
+    offsets = np.concatenate([[0], np.cumsum(lengths)])
+    return ClipDataset(frames, offsets, [""] * len(lengths), ["train"] * len(lengths))
+
+
+def test_feature_frames_are_clips_too(tmp_path):
+    data = poses(4, 6)
+    assert data.num_features == 3 and made(2).num_features == 0
+    given = data.window(torch.tensor([1]), 2).pixels()
+    assert given.shape == (1, 3, 2) and given.dtype == torch.float32
+    torch.testing.assert_close(given[0, :, 1], torch.tensor([51.0, 51.1, 51.2]))
+    assert np.array_equal(data.take([1]).frames, data.clip(1))
+    save_clip_archive(data, tmp_path / "poses.npz")
+    again = load_clips(tmp_path / "poses.npz")
+    assert np.array_equal(again.frames, data.frames) and again.frames.dtype == np.float32
+    with pytest.raises(DataError, match="image size 4, but frames have no height"):
+        load_clips(tmp_path / "poses.npz", 4)
+
+
+def test_what_is_no_feature_frame_is_refused():
+    data = poses(4, 6)
+    for value in (np.nan, np.inf, -np.inf):
+        frames = data.frames.copy()
+        frames[7, 1] = value
+        with pytest.raises(DataError, match=rf"clip 1, frame 3: feature 1 is {value}; needed fin"):
+            ClipDataset(frames, data.offsets, data.captions, data.split)
+    for frames in (data.frames.astype(np.float64), data.frames[:, :0], data.frames[..., None]):
+        with pytest.raises(DataError, match=r"or float32 \[frames, features\]"):
+            ClipDataset(frames, data.offsets, data.captions, data.split)
+    with pytest.raises(DataError, match="or floats"):
+        tokenizer_input(torch.zeros(1, 2, 3, dtype=torch.int64))

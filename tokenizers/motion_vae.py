@@ -1,0 +1,232 @@
+"""Causal autoencoders of feature frames, and the one with continuous latents (sigma-VAE).
+
+`temporal_stride` feature frames become one latent frame, the first like every other. It does not
+know what the features mean, nor how latents or codes are generated.
+"""
+
+from abc import abstractmethod
+from collections.abc import Iterable, Sequence
+
+import torch
+from diffusers.configuration_utils import ConfigMixin, register_to_config
+
+# diffusers finds out how to load a component by looking for this name in its module.
+from diffusers.models.modeling_utils import ModelMixin as ModelMixin
+from einops import rearrange
+from jaxtyping import Float
+from torch import Tensor
+
+from .causal_conv import Tape
+from .continuous import channel_statistics
+from .motion_base import HUMAN_GROUPS, FeatureTokenizer, group_weights, motion_errors
+from .motion_conv import MotionDecoder, MotionEncoder
+from .sigma import SigmaVAETokenizer
+from .video_base import Features
+
+
+class MotionAutoencoder(ModelMixin, ConfigMixin, FeatureTokenizer):
+    """One-dimensional causal convolutions to latent frames and back; bottlenecks subclass it.
+
+    Source: the layout of stages follows MoMask (arXiv:2312.00063), section 3.1, and T2M-GPT
+    (arXiv:2301.06052), section 3.1; differs: nothing looks ahead, frames are normalised before
+    convolutions, and two linear halves double the frames instead of repeating them.
+    """
+
+    @abstractmethod
+    def bottleneck(
+        self, encoded: Tensor, generator: torch.Generator | None
+    ) -> tuple[Tensor, Tensor, dict[str, float]]:
+        """Turn encoder output [batch channels latents] into decoder input, for training.
+
+        Returns:
+            Decoder input of the same shape, the weighted extra loss, and metrics.
+        """
+
+    @abstractmethod
+    def values_of(self, encoded: Tensor) -> Tensor:
+        """Turn encoder output [batch channels latents] into values [batch latents tokens width]."""
+
+    @abstractmethod
+    def latents_of(self, values: Tensor) -> Tensor:
+        """Turn values into decoder input [batch channels latents]."""
+
+    def encode_step(
+        self, frames: Float[Tensor, "batch features frames"], features: Features, is_first: bool
+    ) -> tuple[Tensor, Features]:
+        """Encode `temporal_stride` frames.
+
+        Args:
+            frames: Features as they are.
+            features: Layer inputs the step before kept; empty on the first.
+            is_first: Whether a stream starts here.
+        """
+        tape = Tape(features)
+        return self.values_of(self.encoder(self.standardise(frames), tape)), tape.kept
+
+    def decode_step(
+        self, values: Tensor, features: Features, is_first: bool
+    ) -> tuple[Float[Tensor, "batch features frames"], Features]:
+        """Decode one latent frame to `temporal_stride` frames.
+
+        Args:
+            values: As `encode_step` returns them.
+            features: Layer inputs the step before kept; empty on the first.
+            is_first: Whether a stream starts here.
+        """
+        tape = Tape(features)
+        return self.restore(self.decoder(self.latents_of(values), tape)), tape.kept
+
+    def loss(
+        self,
+        frames: Float[Tensor, "batch features frames"],
+        generator: torch.Generator | None = None,
+    ) -> tuple[Float[Tensor, ""], dict[str, float]]:
+        """Return the error of standardised features and of their change, plus the bottleneck's own.
+
+        The whole clip passes at once: the same function as the steps, without their bits.
+
+        Args:
+            frames: Clips of features as they are.
+            generator: CPU generator of the bottleneck's noise.
+
+        Raises:
+            ValueError: Clips of another number of features, or a number of frames that steps do
+                not fill.
+        """
+        self.check_input(frames)
+        self._check_frames(frames.shape[2])
+        target = self.standardise(frames)
+        latents, extra, metrics = self.bottleneck(self.encoder(target).float(), generator)
+        decoded = self.decoder(latents).float()
+        weights = group_weights(self.groups, self.config["group_loss"]).to(target)
+        error, pace = motion_errors(decoded, target, weights)
+        total = error + self.config["velocity_weight"] * pace + extra
+        return total, {"error": float(error.detach()), "pace": float(pace.detach()), **metrics}
+
+    def _build(
+        self, features: int, groups: Sequence[int] | None, group_loss: Sequence[float] | None,
+        temporal_stride: int, width: int, dilations: Sequence[int], channels: int, dropout: float,
+    ) -> None:  # fmt: skip
+        _check_network(temporal_stride, width, dilations, channels, dropout)
+        self._set_features(features, groups)
+        group_weights(self.groups, group_loss)  # refuses weights that do not fit
+        self.temporal_stride = self.step_frames = self.first_frames = temporal_stride
+        halvings = temporal_stride.bit_length() - 1
+        self.encoder = MotionEncoder(features, width, halvings, dilations, channels, dropout)
+        self.decoder = MotionDecoder(features, width, halvings, dilations, channels, dropout)
+
+
+class MotionSigmaTokenizer(MotionAutoencoder):
+    """Motion autoencoder with a mean only; one noise scale is drawn per clip.
+
+    Source: LatentLM (arXiv:2412.08635), section 3.2.
+    """
+
+    value = "latent"
+    grid = (1, 1)
+    num_codebooks = 0
+    codebook_size = 0
+
+    @register_to_config
+    def __init__(
+        self,
+        features: int = 263,
+        groups: Sequence[int] | None = HUMAN_GROUPS,
+        group_loss: Sequence[float] | None = None,
+        temporal_stride: int = 4,
+        width: int = 160,
+        dilations: Sequence[int] = (9, 3, 1),
+        latent_channels: int = 32,
+        noise_std: float = 0.5,
+        regulariser_weight: float = 1e-3,
+        velocity_weight: float = 0.5,
+        dropout: float = 0.0,
+    ):
+        """Build the network.
+
+        Args:
+            features: Numbers of a frame.
+            groups: Sizes of the groups of features that share a deviation; None = one each.
+            group_loss: Loss weight of a feature of every group; None = all the same.
+            temporal_stride: Frames per latent frame; 2, 4 or 8.
+            width: Channels inside.
+            dilations: Dilation of every residual layer of a stage.
+            latent_channels: Floats of a latent frame.
+            noise_std: Noise scale; the drawn scale has deviation `noise_std / 0.8`.
+            regulariser_weight: Loss weight of the mean squared mean.
+            velocity_weight: Loss weight of the error of frame-to-frame change.
+            dropout: Share of the residual layers' inner channels dropped in training.
+
+        Raises:
+            ValueError: A setting out of its range.
+        """
+        super().__init__()
+        self.latent_channels = latent_channels
+        self._build(
+            features,
+            groups,
+            group_loss,
+            temporal_stride,
+            width,
+            dilations,
+            latent_channels,
+            dropout,
+        )
+        self.register_buffer("latent_mean", torch.zeros(latent_channels))
+        self.register_buffer("latent_std", torch.ones(latent_channels))
+
+    def bottleneck(
+        self, encoded: Float[Tensor, "batch channels latents"], generator: torch.Generator | None
+    ) -> tuple[Tensor, Tensor, dict[str, float]]:
+        """Add noise of one drawn scale per clip, as the image tokenizer does.
+
+        Args:
+            encoded: Means, float32.
+            generator: CPU generator of scale and noise.
+        """
+        noisy, size = SigmaVAETokenizer.posterior_sample(self, encoded[..., None], generator)
+        extra = self.config["regulariser_weight"] * size
+        return noisy[..., 0], extra, {"regulariser": float(size.detach())}
+
+    def values_of(self, encoded: Tensor) -> Float[Tensor, "batch latents 1 channels"]:
+        """Standardise means [batch channels latents]."""
+        latents = rearrange(encoded, "b c f -> b f 1 c")
+        return (latents - self.latent_mean) / self.latent_std
+
+    def latents_of(self, values: Tensor) -> Float[Tensor, "batch channels latents"]:
+        """Undo the standardisation of latents [batch latents 1 channels]."""
+        return rearrange(values * self.latent_std + self.latent_mean, "b f 1 c -> b c f")
+
+    @torch.no_grad()
+    def measure_latents(self, batches: Iterable[Float[Tensor, "_ features _"]]) -> None:
+        """Set the buffers so that `encode` gives mean 0 and deviation 1 on these clips.
+
+        Args:
+            batches: Clips of features; at least one.
+
+        Raises:
+            ValueError: No clips.
+        """
+        clips = (frames.to(self.device, self.dtype) for frames in batches)
+        means = (self.encoder(self.standardise(frames)) for frames in clips)
+        mean, deviation = channel_statistics(rearrange(m, "b c f -> (b f) c") for m in means)
+        self.latent_mean.copy_(mean)
+        self.latent_std.copy_(deviation)
+
+
+def _check_network(
+    temporal_stride: int, width: int, dilations: Sequence[int], channels: int, dropout: float
+) -> None:
+    if temporal_stride not in (2, 4, 8):
+        nearest = min((2, 4, 8), key=lambda stride: abs(stride - temporal_stride))
+        raise ValueError(
+            f"temporal_stride is {temporal_stride}; allowed 2, 4, 8, nearest {nearest}"
+        )
+    for name, count in (("width", width), ("channels of a latent frame", channels)):
+        if count < 1:
+            raise ValueError(f"{name} is {count}; it must be at least 1, nearest 1")
+    for dilation in dilations:
+        if dilation < 1:
+            raise ValueError(f"dilations holds {dilation}; at least 1 only, nearest 1")
+    if not 0 <= dropout < 1:
+        raise ValueError(f"dropout is {dropout}; it must be in [0, 1), nearest 0")
