@@ -8,7 +8,7 @@ more rows than masks; curve arithmetic is float64.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import pairwise
 
 import torch
@@ -21,7 +21,7 @@ from .sampling import per_item_rand
 
 PLANS = ("even", "dream", "doubling", "first_hitting", "one", "all")
 COUNT_NAMES = (*CURVES, *PLANS)
-BASES = ("remaining", "revealed", "counts")
+BASES = ("remaining", "revealed", "counts", "inclusive", "inclusive_floor")
 
 
 def reveal_counts(
@@ -33,7 +33,9 @@ def reveal_counts(
     p = (i + 1) / N and m the curve (1 -> 0):
     "remaining": floor(n * m(p)) slots stay masked (MaskGIT, TiTok, MAR);
     "revealed": floor(n * (1 - m(p))) slots are known (Halton-MaskGIT);
-    "counts": row i reveals round(n * m(r_i) / sum m) with r from 1 down to 0 (MaskGIL).
+    "counts": row i reveals round(n * m(r_i) / sum m) with r from 1 down to 0 (MaskGIL);
+    "inclusive": round(n * m(i / (N - 1))), at least 1, are masked when row i runs, so that the last
+    row reveals one (MoMask); "inclusive_floor": the same rounded down (MAGNeT).
 
     Args:
         name: A curve, or "even" (remainder on the first rows), "dream", "doubling" (2^i, own row
@@ -85,6 +87,8 @@ def _from_curve(name: str, length: int, rows: int, on: str) -> list[int]:
     mask_ratio = curve(name)
     if on == "counts":
         return _proportional([mask_ratio(1 - i / max(rows - 1, 1)) for i in range(rows)], length)
+    if on.startswith("inclusive"):
+        return _inclusive(mask_ratio, length, rows, math.floor if on.endswith("floor") else round)
     remaining: list[int] = []
     for i in range(rows):
         ratio = mask_ratio((i + 1) / rows)
@@ -98,6 +102,17 @@ def _from_curve(name: str, length: int, rows: int, on: str) -> list[int]:
         remaining.append(min(max(left, rows - 1 - i), before - 1))
     remaining[-1] = 0
     return [a - b for a, b in pairwise([length, *remaining])]
+
+
+def _inclusive(
+    mask_ratio: Callable[[float], float], length: int, rows: int, whole: Callable[[float], int]
+) -> list[int]:
+    """Plan by how many slots are masked when a row runs, the curve's end included."""
+    masked = [whole(length * mask_ratio(i / max(rows - 1, 1))) for i in range(rows)]
+    masked[0] = length  # also where there is one row, which does all
+    for i in range(1, rows):  # every row reveals one slot, and leaves one for each row to come
+        masked[i] = max(min(masked[i], masked[i - 1] - 1), rows - i)
+    return [a - b for a, b in pairwise([*masked, 0])]
 
 
 def _proportional(weights: list[float], length: int) -> list[int]:

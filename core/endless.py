@@ -54,7 +54,13 @@ class EndlessPlan(DecodePlan):
             width=plan.width, copies=plan.copies, shift=plan.shift, write=plan.write,
             window=plan.window, sink=plan.sink, groups=plan.groups, matrix=plan.matrix,
             context_noise=plan.context_noise, context_level=plan.context_level, far=plan.far,
+            levels=plan.levels, order=plan.order, relabels=plan.relabels,
         )  # fmt: skip
+        if self.order == "any":
+            raise UsageError(
+                "an endless rollout makes frames in order, and this recipe's come in an order of "
+                'their own; set layout.permute to "none"'
+            )
         if self.matrix != "autoregressive":
             raise UsageError(
                 f'schedule.matrix = "{self.matrix}" in an endless rollout, which takes one block '

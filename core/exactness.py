@@ -166,7 +166,7 @@ def _plans(recipe: Recipe) -> Iterator[DecodePlan]:
         return
     height, width = _grid_for(recipe)
     yield build_plan(recipe, height, width)
-    if layout.permute == "random" or layout.split == "random":
+    if layout.permute != "none" or layout.split == "random":
         for seed in range(NUM_DRAWS):
             generator = torch.Generator().manual_seed(seed)
             yield build_plan(recipe, height, width, generator=generator)

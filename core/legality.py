@@ -72,6 +72,7 @@ def combination_errors(recipe: "Recipe") -> list[str]:
             f"corruption.share = {corruption.share:g} needs layout.copies = 2, and neither "
             'per = "flight" nor weight = "segment"; set corruption.share to 1'
         )
+    errors += _order_errors(recipe) + _structure_errors(recipe)
     if layout.split == "random" and layout.copies != 2:
         errors.append('layout.split = "random" needs layout.copies = 2; set "fixed"')
     alone = layout.copies == 1 and cache.write not in ("block", "fused")
@@ -117,6 +118,48 @@ def _context_errors(recipe: "Recipe") -> list[str]:
         errors.append(
             f"cache.context_level = {cache.context_level:g} needs layout.copies = 1, "
             'backbone.level and cache.write = "block" or "fused"; set cache.context_level to 0'
+        )
+    return errors
+
+
+def _structure_errors(recipe: "Recipe") -> list[str]:
+    """What structure maps beside the frames need."""
+    structure, layout = recipe.condition.structure, recipe.layout
+    if structure == "none":
+        return []
+    errors = []
+    if layout.kind != "frames" or layout.shift or recipe.acting is not None:
+        errors.append(
+            f'condition.structure = "{structure}" needs layout.kind = "frames", layout.shift = 0 '
+            'and no acting; set condition.structure to "none"'
+        )
+    if recipe.distill is not None or recipe.corruption.resample:
+        errors.append(
+            f'condition.structure = "{structure}" with distill or corruption.resample, whose own '
+            'videos have no map; set condition.structure to "none"'
+        )
+    return errors
+
+
+def _order_errors(recipe: "Recipe") -> list[str]:
+    """What an order of their own, and rows that know whether they are known, need."""
+    layout, errors = recipe.layout, []
+    masks = recipe.corruption.kind == "mask" and not recipe.schedule.levels
+    alone = layout.copies == 1 and layout.block == "all" and not layout.shift
+    if layout.relabel and not (masks and alone and layout.permute == "any"):
+        errors.append(
+            'layout.relabel needs corruption.kind = "mask", one copy, layout.block = "all" and '
+            'layout.permute = "any"; set layout.relabel to false'
+        )
+    if layout.permute == "any" and (layout.shift or recipe.cache.window is not None):
+        errors.append(
+            f'layout.permute = "any" with layout.shift = {layout.shift} and cache.window = '
+            f"{recipe.cache.window}, which count in raster order; set 0 and null"
+        )
+    if recipe.condition.order and not (masks and layout.permute == "any"):
+        errors.append(
+            'condition.order needs corruption.kind = "mask" and layout.permute = "any"; '
+            "set condition.order to false"
         )
     return errors
 

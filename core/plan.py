@@ -10,7 +10,7 @@ Invariants: `content` lists every data slot once, in generation order; block num
 from dataclasses import dataclass, field
 
 import torch
-from jaxtyping import Int
+from jaxtyping import Bool, Int
 from torch import Tensor
 
 from .attention import Lowered
@@ -22,6 +22,7 @@ from .layout import Copy, Layout, Role
 from .layouts import acting_frames, grid, prefix, two_copy
 from .layouts import frames as lay_out_frames
 from .masks import MaskTable
+from .orders import halton_order
 from .poses import routes_of
 from .recipe import Recipe, frames_per_block
 from .rules import rule
@@ -35,14 +36,15 @@ NUM_SENTINELS = 3
 class DecodePlan:
     """Layouts of one recipe at one size.
 
-    `content` carries clean labels (copy, level) for two-copy and shifted recipes and noisy ones for
-    single-copy bidirectional recipes; `write` is the recipe's commit policy. `groups` are the
-    groupings that layers take in turn. `matrix` and `delay` say which blocks are in flight
+    `content` carries clean labels (copy, level) for two-copy and shifted recipes and noisy ones
+    for single-copy bidirectional recipes; `write` is the recipe's commit policy. `groups` are
+    the groupings that layers take in turn. `matrix` and `delay` say which blocks are in flight
     together, at most `flight` of them; `offset` is where the first full set of them starts in
-    training (recipes whose blocks in flight see each other). `levels` grants rows to every token of
-    a frame in turn; empty = all tokens of a block are filled together. Finished blocks are kept
-    noised to `context_noise` and told `context_level`. `far` are the coarse rows that stand beside the clean
-    ones.
+    training (recipes whose blocks in flight see each other). `order` "any" = rows stand in an
+    order of their own; `relabels` = the copy of a row says whether its token is known. `levels`
+    grants rows to every token of a frame in turn; empty = all tokens of a block are filled
+    together. Finished blocks are kept noised to `context_noise` and told `context_level`. `far`
+    are the coarse rows that stand beside the clean ones.
     """
 
     table: MaskTable
@@ -64,6 +66,8 @@ class DecodePlan:
     context_level: float = 0.0
     far: Far | None = None
     levels: tuple[int, ...] = ()
+    order: str = "raster"
+    relabels: bool = False
     rows_of_block: list[Tensor] = field(init=False)
     _memo: dict = field(init=False, default_factory=dict)
 
@@ -121,6 +125,13 @@ class DecodePlan:
     def noisy_rows(self, block: int) -> Layout:
         """Rows that predict a block."""
         return self._remember(("noisy", block), Copy.NOISY, 1.0)
+
+    def told_rows(self, block: int, is_known: Bool[Tensor, " tokens"]) -> Layout:
+        """Rows of a block of a recipe that relabels: clean where known, noisy where masked."""
+        key = ("told", block, tuple(is_known.tolist()))
+        if key not in self._memo:
+            self._memo[key] = relabelled(self.noisy_rows(block), is_known.cpu())
+        return self._memo[key]
 
     def flying_rows(self, block: int, first: int) -> Layout:
         """Rows that predict a block while `first` is the oldest block in flight."""
@@ -246,6 +257,18 @@ class DecodePlan:
         return self.window + self.far.blocks
 
 
+def relabelled(rows: Layout, is_known: Bool[Tensor, " rows"]) -> Layout:
+    """Let the copy of noisy rows say whether their token is known.
+
+    Args:
+        rows: Noisy rows.
+        is_known: Which hold a token.
+    """
+    known = is_known.to(rows.device)
+    copy = torch.where(known, int(Copy.CLEAN), rows.copy)
+    return rows.replace(copy=copy, level=torch.where(known, 0.0, rows.level))
+
+
 def _first_in_flight(block: Tensor, offset: int, flight: int) -> Tensor:
     """First block of the flight each block belongs to; blocks before `offset` fly together."""
     start = offset + (block - offset).div(flight, rounding_mode="floor") * flight
@@ -297,6 +320,7 @@ def build_plan(
     generator: torch.Generator | None = None,
     span: tuple[int, int] | None = None,
     frames: int | None = None,
+    first: Int[Tensor, " slots"] | None = None,
 ) -> DecodePlan:
     """Lay out a recipe on a token grid, or on a row of them for a video.
 
@@ -308,6 +332,7 @@ def build_plan(
             = raster order and the fixed partition of `layout.block`.
         span: Moves the slots start..stop-1 to the end (stream layouts: infilling).
         frames: Latent frames of a video; None = as many as the recipe trains on.
+        first: Slots that come first where the order is free: those that are given.
 
     Returns:
         The plan.
@@ -321,8 +346,8 @@ def build_plan(
         content = _stream(layout.text_tokens, height, width, span, bool(layout.spans))
     else:
         content = grid(height, width, block=layout.block)
-    if generator is not None and layout.permute == "random":
-        content = _permuted(content, generator)
+    if layout.permute != "none" and (generator is not None or layout.permute == "any"):
+        content = _permuted(content, generator, first)
     if generator is not None and layout.split == "random":
         content = _resplit(content, generator)
     if layout.groups == ("block",):
@@ -358,6 +383,8 @@ def build_plan(
         context_level=recipe.cache.context_level,
         far=far,
         levels=schedule.levels,
+        order="any" if layout.permute == "any" else "raster",
+        relabels=layout.relabel,
     )
 
 
@@ -385,9 +412,22 @@ def _prompt_rows(content: Layout, rows: int, is_windowed: bool) -> Layout:
     return prefix(content.take(slice(0, 0)), rows, role=role)
 
 
-def _permuted(content: Layout, generator: torch.Generator) -> Layout:
-    """Shuffle which slot stands at which rank; blocks keep their sizes."""
-    index = torch.randperm(content.num_tokens, generator=generator)
+def _permuted(content: Layout, generator: torch.Generator | None, first: Tensor | None) -> Layout:
+    """Change which slot stands at which rank, blocks keep their sizes.
+
+    Args:
+        content: In raster order.
+        generator: Draws the order; None = Halton's, from coarse to fine.
+        first: Slots whose turn comes before all others, in raster order.
+    """
+    if generator is None:
+        index = halton_order(content.num_tokens, 1)
+    else:
+        index = torch.randperm(content.num_tokens, generator=generator)
+    if first is not None:
+        rest = ~torch.isin(content.source[index], first)
+        is_first = torch.isin(content.source, first).nonzero()[:, 0]
+        index = torch.cat((is_first, index[rest]))
     shuffled = content.take(index)
     return shuffled.replace(order=content.order, block=content.block)
 

@@ -30,7 +30,10 @@ class LayoutSpec(Section):
     `kind` "frames" is a video: `frames` latent frames train together, and `block` is "frame",
     "frames:N", "token" or "all". `copies` 2 = a clean and a noisy copy of every token. `shift` 1 =
     the row before a token predicts it. `spans` > 0 moves that many spans to the end during
-    training (CM3).
+    training (CM3). `permute` "random" trains on random orders and decodes in raster order; "any"
+    decodes in an order from coarse to fine (Halton's), what is given first. `relabel`, for one
+    copy, makes a row's copy say whether its token is known, so that masks tell known rows from
+    masked ones.
     `group` says what the mask's `group` is in a video: "site" (place in the frame), "frame",
     "block" (of noisy rows: the first block in flight with theirs), "window:TxHxW" or
     "window:TxHxW:shifted" (by half a window). Several are taken by the layers in turn.
@@ -41,7 +44,8 @@ class LayoutSpec(Section):
     block: int | str = "all"
     copies: Literal[1, 2] = 1
     shift: Literal[0, 1] = 0
-    permute: Literal["none", "random"] = "none"
+    permute: Literal["none", "random", "any"] = "none"
+    relabel: bool = False
     split: Literal["fixed", "random"] = "fixed"
     spans: int = Field(0, ge=0, le=8)
     text_tokens: int = Field(0, ge=0, le=512)
@@ -59,7 +63,10 @@ class ConditionSpec(Section):
     `prefix`: the words stand in front of the tokens. `adaln`: the pooled prompt modulates the rows
     whose copy is listed in `modulate`. `cross`: cross-attention to the words. `actions`: numbers
     per frame (what was done on the way to it), told to all rows of the frame through adaLN.
-    `poses`: the last sixteen of them are the camera-to-world matrix of the frame, in units of the
+    `order`: masked rows are told by a learned table when their turn comes.
+    `structure`: the shape of every frame, as a map of its brightness or its edges, told to noisy rows
+    as `structure_size` x `structure_size` further channels of their token.
+    `poses`: the last sixteen of the actions are the camera-to-world matrix of the frame, in units of the
     scene, told to attention instead (`backbone.position: pose`).
     """
 
@@ -69,6 +76,9 @@ class ConditionSpec(Section):
     modulate: tuple[Literal["clean", "noisy"], ...] = ("noisy",)
     actions: int = Field(0, ge=0, le=256)
     poses: bool = False
+    structure: Literal["none", "luma", "edges"] = "none"
+    structure_size: int = Field(1, ge=1, le=16)
+    order: bool = False
     drop: float = Field(0.1, ge=0.0, lt=1.0)
 
 
@@ -159,7 +169,7 @@ class ScheduleSpec(Section):
 
     steps: int = Field(8, ge=1, le=1000)
     count: str = "cosine"
-    basis: Literal["remaining", "counts", "revealed"] = "remaining"
+    basis: Literal["remaining", "counts", "revealed", "inclusive", "inclusive_floor"] = "remaining"
     order: str = "confidence"
     accept: str = "top_n"
     threshold: float = Field(0.9, gt=0.0, le=1.0)

@@ -26,8 +26,10 @@ from .attention import Lowered
 from .cache import CacheView, KVCache
 from .errors import UsageError, check_range
 from .flight import Flight
+from .given import require_equal_counts
 from .grouping import PerLayer
 from .layout import Layout
+from .missing import split_unknown
 from .plan import DecodePlan
 from .sampling import TokenStats, per_item_randn
 from .schedulers.base import Row, flow_noise
@@ -112,7 +114,8 @@ class Rollout:
             scheduler: From `core.schedulers`; owns counts, orders, levels and updates.
             values: Codes [batch, slots, codebooks] or latents [batch, slots, channels]; given
                 content where `is_known`, anything elsewhere. Not modified.
-            is_known: Slots that are given and stay as they are.
+            is_known: Slots that are given and stay as they are; of a value that is -1, or not a number,
+                nothing is known, and its rows are masked.
             generators: One CPU generator per item.
             num_steps: Rows per block; None = the scheduler's own.
             start_level: Blocks of latents start as `values` noised to this level, in (0, 1]; at 1
@@ -133,14 +136,15 @@ class Rollout:
             )
         if len(generators) != batch:
             raise ValueError(f"{len(generators)} generators for {batch} items; give one per item")
-        _require_equal_counts(plan, is_known)
+        require_equal_counts(plan, is_known)
         self.plan, self.decoder, self.scheduler = plan, decoder, scheduler
-        self.values, self.given = values.clone(), is_known.clone()
-        self.is_known = is_known.clone()
+        self.values, unknown = split_unknown(values)
+        self.is_known, self.given = is_known.clone(), is_known.clone()
+        self.is_missing = unknown & is_known
         self.generators, self.num_steps = list(generators), num_steps
         check_range("start_level", start_level, 0.0, 1.0, open_low=True)
         self.start_level = start_level
-        self.kept = values.clone() if plan.context_noise and plan.keeps_blocks else None
+        self.kept = self.values.clone() if plan.context_noise and plan.keeps_blocks else None
         self.should_stop, self.record = should_stop, record
         selects = bool(plan.table.route_names())
         self.poses: Tensor | None = decoder.poses if selects else None
@@ -162,7 +166,7 @@ class Rollout:
         noisy = layout.level >= 1  # finished rows stand at the level context is kept at
         if self.kept is not None:
             values = torch.where(noisy[:, None], values, self.kept[:, source])
-        is_masked = noisy & ~self.is_known[:, source]
+        is_masked = noisy & ~self.is_known[:, source] | self.is_missing[:, source]
         if block_values is not None:
             count = block_values.shape[1]
             values = torch.cat((values[:, : values.shape[1] - count], block_values), 1)
@@ -260,6 +264,8 @@ class Rollout:
         be left out.
         """
         plan = self.plan
+        if plan.relabels:
+            return [plan.told_rows(block, self.is_known[0, plan.sources(block)])]
         if plan.keeps_blocks:
             return [plan.noisy_rows(block)]
         return [plan.noisy_rows(b) for b in range(plan.num_blocks)]
@@ -309,7 +315,13 @@ class Rollout:
                 f"block {block} cannot be replaced by an observation: only the block finished last "
                 'can, before the next one runs, with cache.write = "fused"'
             )
-        self.values[:, self.plan.sources(block)] = values.to(self.values)
+        self.give(self.plan.sources(block), values)
+
+    def give(self, source: Tensor, values: Tensor) -> None:
+        """Take values [batch, slots, channels] of the slots `source` as given; some may be unknown."""
+        filled, self.is_missing[:, source] = split_unknown(values.to(self.values))
+        self.values[:, source] = filled
+        self.is_known[:, source] = self.given[:, source] = True
 
     def _evict(self, next_block: int) -> None:
         """Drop what no row of `next_block` or later can see."""
@@ -425,6 +437,9 @@ class Rollout:
         plan = self.plan
         if len(source) == 1:  # nothing to order
             return torch.zeros(len(streams), 1, device=self.values.device)
+        if plan.order == "any" and self.scheduler.config.order == "raster":  # as rows stand
+            turns = torch.arange(len(source), device=self.values.device, dtype=torch.float32)
+            return turns.expand(len(streams), -1)
         cells = plan.num_slots == plan.height * plan.width
         height, width = (plan.height, plan.width) if cells else (1, plan.num_slots)
         rank = self.scheduler.make_rank(height, width, streams, device=self.values.device)
@@ -474,22 +489,6 @@ class Rollout:
             level_next=row.level_next, guidance=row.guidance_scale, temperature=row.temperature,
             **more,
         )  # fmt: skip
-
-
-def _require_equal_counts(plan: DecodePlan, is_known: Tensor) -> None:
-    """Rows of a block are planned for its open slots, so all items must have equally many."""
-    block = plan.content.block.to(is_known.device)
-    source = plan.content.source.to(is_known.device)
-    laid_out = len(plan.rows_of_block)
-    counts = torch.zeros(len(is_known), laid_out, dtype=torch.int64, device=is_known.device)
-    counts.index_add_(1, block, is_known[:, source].long())
-    differs = (counts != counts[:1]).any(0)
-    if bool(differs.any()):
-        worst = int(differs.nonzero()[0, 0])
-        raise UsageError(
-            f"given slots of block {worst}: {counts[:, worst].tolist()} per item; items of one "
-            "request must have equally many; try one request per item"
-        )
 
 
 def run(rollout: Rollout) -> tuple[Tensor, Tensor]:

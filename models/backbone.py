@@ -69,6 +69,7 @@ class BlockTransformer(ModelMixin, ConfigMixin):
         codebook_size: int = 16,
         latent_channels: int = 0,
         num_sources: int = 64,
+        num_orders: int = 0,
         prompt_dim: int = 64,
         num_prompt_rows: int = 0,
         cross_attention: bool = False,
@@ -84,6 +85,7 @@ class BlockTransformer(ModelMixin, ConfigMixin):
         action_codes: int = 0,
         action_numbers: int = 0,
         far_patch: int = 0,
+        structure_dim: int = 0,
     ) -> None:
         """Build the layers.
 
@@ -100,6 +102,7 @@ class BlockTransformer(ModelMixin, ConfigMixin):
             latent_channels: Channels of a latent token.
             num_sources: Data slots with a learned absolute position: all, or those of one frame,
                 which further frames share.
+            num_orders: Turns that masked rows are told of, later ones as the last; 0 = not told.
             prompt_dim: Width of the text encoder.
             num_prompt_rows: Prompt rows in front (words, then one row for the pooled prompt).
             cross_attention: Attend to the words in every layer.
@@ -116,6 +119,7 @@ class BlockTransformer(ModelMixin, ConfigMixin):
             action_numbers: Numbers that ACTION rows hold, in their first channels; 0 = no such
                 rows.
             far_patch: Side of the patch of tokens that a COARSE row stands for; 0 = no such rows.
+            structure_dim: Further input channels of noisy rows, a map of their frame; 0 = none.
         """
         super().__init__()
         self.copies_modulated = [Copy[name.upper()] for name in modulate]
@@ -123,6 +127,8 @@ class BlockTransformer(ModelMixin, ConfigMixin):
         self._add_embeddings()
         self.mask_row = nn.Parameter(torch.randn(dim) * 0.02)
         self.position_table = nn.Embedding(num_sources, dim)
+        if num_orders:
+            self.order_table = nn.Embedding(num_orders, dim)
         nn.init.normal_(self.position_table.weight, std=0.1)
         self.copy_table = nn.Parameter(torch.zeros(len(Copy), dim))
         self._add_conditions(prompt_dim, num_prompt_rows, bool(modulate), action_dim, level)
@@ -150,6 +156,8 @@ class BlockTransformer(ModelMixin, ConfigMixin):
         if config.far_patch:
             width = dim if config.value == "code" else config.latent_channels
             self.embed_patches = RowStableLinear(config.far_patch**2 * width, dim)
+        if config.structure_dim:  # a map of the channels beside the value's, added: the same
+            self.embed_structure = RowStableLinear(config.structure_dim, dim)
         self.embed_done: nn.Module
         if config.action_codes:
             self.embed_done = nn.Embedding(config.action_codes, dim)
@@ -277,13 +285,20 @@ class BlockTransformer(ModelMixin, ConfigMixin):
         return places.index_copy(0, coarse, places[members].mean(1)) if len(coarse) else places
 
     def _rows(
-        self, values: Tensor, is_masked: Tensor, layout: Layout, prompt: PreparedPrompt
+        self, values: Tensor, is_masked: Tensor, layout: Layout, prompt: PreparedPrompt,
+        structure: Tensor | None = None,
     ) -> Tensor:
         """Assemble the input of the first layer: prompt rows where source < 0, data elsewhere."""
         runs = row_runs(layout)
         copies = self.copy_table[runs[0].copy if len(runs) == 1 else layout.copy]
         x = self._embed(values, is_masked, layout)
         x = x + self._places(layout) + copies
+        if structure is not None:
+            shown = self.embed_structure(structure.to(x.dtype))
+            x = x + torch.where((layout.copy == Copy.NOISY)[:, None], shown, 0.0)
+        if self.config.num_orders:
+            turn = self.order_table(layout.order.clamp(0, self.config.num_orders - 1))
+            x = x + torch.where(is_masked[..., None], turn, 0.0)
         if prompt.prefix is None or all(run.is_data for run in runs):
             return x
         is_data = layout.source >= 0
@@ -348,6 +363,7 @@ class BlockTransformer(ModelMixin, ConfigMixin):
         view: CacheView | None = None,
         actions: Float[Tensor, "batch rows actions"] | None = None,
         poses: Float[Tensor, "batch frames 4 4"] | None = None,
+        structure: Float[Tensor, "batch rows numbers"] | None = None,
     ) -> Float[Tensor, "batch rows dim"]:
         """Run the active rows.
 
@@ -363,6 +379,7 @@ class BlockTransformer(ModelMixin, ConfigMixin):
             view: Open pass of the cache, or None.
             actions: What every data row is told besides; None for models without actions.
             poses: Camera of every frame, for models whose positions are poses; None = all alike.
+            structure: Map of the frame of every row at its token; None for models without.
 
         Returns:
             Final hidden states of the active rows, normalised and modulated; for a view that asks
@@ -370,7 +387,7 @@ class BlockTransformer(ModelMixin, ConfigMixin):
         """
         if layout.is_batched:
             raise ValueError("the backbone takes one layout for the batch; got one per item")
-        x = self._rows(values, is_masked, layout, prompt)
+        x = self._rows(values, is_masked, layout, prompt, structure)
         if self.config.level == "add":
             told = self._level_features(level)
             told = self.embed_level(told.to(x.dtype))

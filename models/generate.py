@@ -18,7 +18,7 @@ from ..core.plan import NUM_SENTINELS, DecodePlan, build_plan
 from ..core.poses import require_poses
 from ..core.rollout import Rollout
 from ..core.schedule import scheduler_of
-from .generator import TEXT_CODES, GenerativeModel, ModelDecoder
+from .generator import TEXT_CODES, GenerativeModel, ModelDecoder, structure_width
 from .prompts import PreparedPrompt
 
 
@@ -41,6 +41,7 @@ class Request:
         should_stop: Asked before every row.
         frames: Latent frames of a video; None = as many as the recipe trains on.
         actions: What was done on the way to every frame; models with actions need it.
+        structure: What every token is told of its frame's shape; models with structure need it.
     """
 
     prompts: Sequence[str]
@@ -57,6 +58,7 @@ class Request:
     should_stop: Callable[[], bool] = field(default=lambda: False)
     frames: int | None = None
     actions: Float[Tensor, "items frames actions"] | None = None
+    structure: Float[Tensor, "items frames cells numbers"] | None = None
 
 
 @torch.no_grad()
@@ -101,7 +103,7 @@ def start(model: GenerativeModel, request: Request) -> Rollout:
     scheduler = scheduler_of(
         model.recipe, guidance_scale=request.guidance_scale, temperature=request.temperature
     )
-    actions = checked_actions(model, request)
+    actions, structure = checked_actions(model, request), checked_structure(model, request)
     values = request.values
     values = empty_values(model, items, request.frames) if values is None else values
     known = request.is_known
@@ -110,7 +112,7 @@ def start(model: GenerativeModel, request: Request) -> Rollout:
     span = None
     if model.recipe.layout.kind == "stream":
         values, known, span = _stream_canvas(model, request, values, known)
-    plan = _plan(model, span, request.frames, remember=request.use_cache)
+    plan = _plan(model, span, request.frames, _first(model, known), remember=request.use_cache)
     uncond = None
     if model.uses_prompt and scheduler.config.guidance_scale != 1.0:
         negative = request.negative_prompts
@@ -122,6 +124,7 @@ def start(model: GenerativeModel, request: Request) -> Rollout:
         top_k=request.top_k,
         top_p=request.top_p,
         actions=actions,
+        structure=structure,
     )
     return Rollout(
         plan,
@@ -160,23 +163,57 @@ def checked_actions(model: GenerativeModel, request: Request) -> Tensor | None:
     return request.actions.to(model.device)
 
 
+def _first(model: GenerativeModel, known: Tensor) -> tuple[int, ...]:
+    """List the slots that come first where the order is free: those that are given."""
+    if model.recipe.layout.permute != "any":
+        return ()
+    return tuple(known[0].nonzero()[:, 0].tolist())
+
+
+def checked_structure(model: GenerativeModel, request: Request) -> Tensor | None:
+    """Check a request's structure maps against its frames and the model.
+
+    Returns:
+        [items, slots, numbers], or None for models without.
+
+    Raises:
+        UsageError: missing, unwanted, or of another shape.
+    """
+    width, config = structure_width(model.recipe), model.config
+    name = model.recipe.name
+    if not width:
+        if request.structure is not None:
+            raise UsageError(f"recipe {name} takes no structure; leave it out")
+        return None
+    frames = request.frames or model.recipe.layout.frames
+    shape = (len(request.prompts), frames, config.height * config.width, width)
+    got = None if request.structure is None else tuple(request.structure.shape)
+    if got != shape or request.structure is None:
+        raise UsageError(
+            f"recipe {name} is guided by structure of shape {shape}, a map per frame; got {got}"
+        )
+    return request.structure.flatten(1, 2).to(model.device)
+
+
 def _plan(
-    model: GenerativeModel, span: tuple[int, int] | None, frames: int | None, *, remember: bool
-) -> DecodePlan:
+    model: GenerativeModel, span: tuple[int, int] | None, frames: int | None,
+    first: tuple[int, ...], *, remember: bool,
+) -> DecodePlan:  # fmt: skip
     """Lay out a request; cached rollouts of one model share their plan and its lowered masks.
 
     Without a cache every pass has a layout of its own, as long as the past: not worth keeping.
     """
     height, width = model.config.height, model.config.width
+    order = torch.tensor(first) if first else None
     if not remember:
-        return build_plan(model.recipe, height, width, span=span, frames=frames)
+        return build_plan(model.recipe, height, width, span=span, frames=frames, first=order)
     known = _PLANS.setdefault(model, {})
-    plan = known.get((span, frames))
+    plan = known.get((span, frames, first))
     if plan is None:
-        plan = build_plan(model.recipe, height, width, span=span, frames=frames)
-        if span is not None or frames is not None:
+        plan = build_plan(model.recipe, height, width, span=span, frames=frames, first=order)
+        if span is not None or frames is not None or first:
             known.clear()  # one user's span or length; the next request brings another
-        known[span, frames] = plan
+        known[span, frames, first] = plan
     return plan
 
 

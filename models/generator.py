@@ -121,6 +121,7 @@ class GenerativeModel(ModelMixin, ConfigMixin):
             codebook_size=vocab,
             latent_channels=latent_channels,
             num_sources=slots,
+            num_orders=slots * spec.layout.frames if condition.order else 0,
             action_dim=condition.actions - POSE_NUMBERS * condition.poses,
             decay=spec.backbone.decay,
             position=spec.backbone.position,
@@ -136,6 +137,7 @@ class GenerativeModel(ModelMixin, ConfigMixin):
             action_codes=acting.codes if acting else 0,
             action_numbers=acting.numbers if acting else 0,
             far_patch=spec.cache.far.patch if spec.cache.far else 0,
+            structure_dim=structure_width(spec),
         )
         self.action_head = None if acting is None else _action_head(acting, spec, latent_channels)
         self.head = build_head(
@@ -160,6 +162,13 @@ class GenerativeModel(ModelMixin, ConfigMixin):
         if self.action_head is None:
             return torch.zeros_like(source, dtype=torch.bool)
         return source % self.slots_per_frame == self.slots_per_frame - 1
+
+    @property
+    def knows_missing(self) -> bool:
+        """Whether training shows values that nobody knows, as masked rows among what is looked at."""
+        recipe = self.recipe
+        shows = recipe.acting is not None or recipe.train.pad
+        return shows and recipe.corruption.kind == "mask"
 
     @property
     def uses_prompt(self) -> bool:
@@ -198,6 +207,12 @@ def _require_levels(recipe: Recipe, tokens: int) -> None:
             f"schedule.levels = {list(levels)} grants rows to {len(levels)} levels, but a frame of "
             f"this tokenizer has {tokens} tokens; give {tokens} numbers"
         )
+
+
+def structure_width(recipe: Recipe) -> int:
+    """Count the numbers a token is told of its frame's structure; 0 = none."""
+    condition = recipe.condition
+    return 0 if condition.structure == "none" else condition.structure_size**2
 
 
 def _action_head(acting: ActingSpec, recipe: Recipe, latent_channels: int) -> Head:
@@ -288,6 +303,7 @@ class ModelDecoder:
         top_k: int | None = None,
         top_p: float | None = None,
         actions: Float[Tensor, "batch frames actions"] | None = None,
+        structure: Float[Tensor, "batch slots numbers"] | None = None,
     ) -> None:
         """Bind a model to the prompts of one request.
 
@@ -298,8 +314,9 @@ class ModelDecoder:
             top_k: Codes kept before sampling; None = the recipe's.
             top_p: Nucleus mass; None = the recipe's.
             actions: What was done on the way to every frame (videos with `condition.actions`).
+            structure: Map of every slot's frame at its token (videos with `condition.structure`).
         """
-        self.model = model
+        self.model, self.structure = model, structure
         self.actions = actions
         self.cond = prompt
         self.both = prompt if uncond is None else _cat_prompts(prompt, uncond)
@@ -367,9 +384,11 @@ class ModelDecoder:
             told = told.repeat(branches, 1, 1)
         if poses is not None and branches > 1:
             poses, lowered = poses.repeat(branches, 1, 1, 1), repeat_items(lowered, branches)
+        shown = None if self.structure is None else self.structure[:, layout.source.clamp_min(0)]
         return self.model.backbone(
-            values, is_masked, layout, level, prompt, lowered, view, actions=told, poses=poses
-        )
+            values, is_masked, layout, level, prompt, lowered, view, actions=told, poses=poses,
+            structure=None if shown is None else shown.repeat(branches, 1, 1),
+        )  # fmt: skip
 
     def _split(self, hidden: Tensor) -> tuple[Tensor, Tensor | None]:
         if self.branches == 1:

@@ -38,6 +38,7 @@ class VideoRequest:
         given: Values of the first latent frames [items, latents, cells, channels], or None.
         last: Values of the last latent frames, for models that see a whole video at once; or None.
         actions: What was done on the way to every latent frame; models with actions need it.
+        structure: What every token is told of its frame's shape; models with structure need it.
         num_steps: Rows per block; None = the recipe's.
         guidance_scale: 1 = off; None = the recipe's.
         temperature: 0 = greedy; None = the recipe's.
@@ -52,6 +53,7 @@ class VideoRequest:
     num_steps: int | None = None
     guidance_scale: float | None = None
     temperature: float | None = None
+    structure: Float[Tensor, "items frames cells numbers"] | None = None
 
     @property
     def num_given(self) -> int:
@@ -63,6 +65,8 @@ def goes_on(model: GenerativeModel) -> bool:
     """Tell whether a model's videos may be of any length at constant memory."""
     if frames_per_block(model.recipe.layout.block) is None:
         return False
+    if model.recipe.condition.structure != "none":  # a map for every frame is a length
+        return False
     try:
         plan = build_plan(model.recipe, model.config.height, model.config.width)
         EndlessPlan(plan, rotated=model.recipe.cache.keys == "rotated")
@@ -72,8 +76,8 @@ def goes_on(model: GenerativeModel) -> bool:
 
 
 def sees_the_end(model: GenerativeModel) -> bool:
-    """Tell whether a model makes all frames together, so that a given last frame can guide it."""
-    return model.recipe.layout.block == "all"
+    """Tell whether frames are made together or in any order, so a last frame can guide them."""
+    return model.recipe.layout.block == "all" or model.recipe.layout.permute == "any"
 
 
 def video_blocks(model: GenerativeModel, request: VideoRequest) -> "VideoBlocks":
@@ -195,6 +199,7 @@ class WholeBlocks(VideoBlocks):
                 request.prompts, request.generators, num_steps=request.num_steps,
                 guidance_scale=request.guidance_scale, temperature=request.temperature,
                 values=values, is_known=known, frames=request.frames, actions=request.actions,
+                structure=request.structure,
             ),
         )  # fmt: skip
         self._events, self._finished = self._rollout.events(), set[int]()
@@ -229,8 +234,10 @@ class WholeBlocks(VideoBlocks):
         if self.model.uses_prompt and rollout.scheduler.config.guidance_scale != 1.0:
             uncond = null_prompts(self.model, len(prompts))
         vectors = prompt_vectors(self.model, prompts)
-        told = getattr(rollout.decoder, "actions", None)
-        rollout.decoder = ModelDecoder(self.model, vectors, uncond, actions=told)
+        told, shown = (getattr(rollout.decoder, name, None) for name in ("actions", "structure"))
+        rollout.decoder = ModelDecoder(
+            self.model, vectors, uncond, actions=told, structure=shown
+        )
 
     def _slots(self, part: int) -> Tensor:
         size = self.per_part * self.model.config.height * self.model.config.width

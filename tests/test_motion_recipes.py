@@ -8,6 +8,7 @@ from itertools import pairwise
 import pytest
 import torch
 
+from blockloom.core.errors import UsageError
 from blockloom.core.plan import build_plan
 from blockloom.core.proof import compare
 from blockloom.core.recipe import list_recipes, load_recipe
@@ -19,7 +20,11 @@ MOTIONS = list_recipes("motion")
 PROMPTS = ["a person walks", "jump twice", ""]
 SHORT = ("cache.window=3",)  # shorter than a training window, so that the cache forgets
 CACHED = [
-    *[(name, SHORT) for name in MOTIONS if load_recipe(name).cache.exact],
+    *[
+        (name, SHORT if load_recipe(name).cache.window else ())
+        for name in MOTIONS
+        if load_recipe(name).cache.exact
+    ],
     ("motion/mogo", ("cache.write=separate", "cache.window=2", "cache.sink=1")),
     ("motion/mogo_levels", ("cache.keys=unrotated", "cache.window=3")),
     ("motion/mogo_levels", ("layout.block=frames:2", "cache.window=2")),
@@ -54,7 +59,7 @@ def test_what_is_not_exact_keeps_nothing_and_every_recipe_names_its_source():
 def test_cached_motion_equals_the_masked_forward(tiny, name, overrides, guided):
     model = tiny.model(name, *overrides, dtype=torch.float64)
     plan = plan_for(tiny, model)
-    assert model.recipe.cache.exact and model.recipe.cache.window < plan.num_blocks - 1
+    assert model.recipe.cache.exact and (model.recipe.cache.window or 0) < plan.num_blocks - 1
     with torch.no_grad():
         parity = compare(plan, tiny.decoder(model, PROMPTS[:2], guided), tiny.contents(model, plan))
     assert parity.max_error < 1e-10
@@ -115,3 +120,65 @@ def test_the_first_levels_rows_can_be_asked_for(tiny):
         with torch.no_grad():
             counts.append(sum(event.kind == "row" for event in rollout.events()))
     assert counts == [2 + 3, 10 + 3]
+
+
+@pytest.mark.parametrize("name", ["motion/bad", "motion/bad_ordered"])
+def test_orders_of_their_own_start_with_what_is_given(tiny, name):
+    model = tiny.model(name)
+    given = torch.zeros(1, 8, dtype=torch.bool)
+    given[:, [2, 7]] = True
+    values = torch.full((1, 8, 1), 3)
+    rollout = start(
+        model,
+        Request(["walk"], [item_generator(0, 0)], values=values, is_known=given, frames=8),
+    )
+    order = rollout.plan.content.source.tolist()
+    assert order[:2] == [2, 7] and sorted(order) == list(range(8))
+    halton = build_plan(model.recipe, 1, 1, frames=8).content.source.tolist()
+    assert halton == [4, 2, 6, 1, 5, 3, 7, 0]  # from coarse to fine
+    assert [slot for slot in halton if slot not in (2, 7)] == order[2:]
+    with torch.no_grad():
+        drawn, _ = run(rollout)
+    assert drawn[0, [2, 7], 0].tolist() == [3, 3] and len(drawn.unique()) > 1
+
+
+def test_rows_say_whether_they_are_known(tiny):
+    model = tiny.model("motion/bad")
+    rollout = start(model, Request(["walk"], [item_generator(0, 0)], frames=6, num_steps=3))
+    seen = []
+    forward = rollout.decoder.forward
+
+    def spy(values, is_masked, layout, *rest):
+        seen.append((layout.copy.tolist(), is_masked[0].tolist(), layout.source.tolist()))
+        return forward(values, is_masked, layout, *rest)
+
+    rollout.decoder.forward = spy
+    with torch.no_grad():
+        run(rollout)
+    assert len(seen) == 3
+    for copies, is_masked, _ in seen:
+        assert [copy == 1 for copy in copies] == is_masked  # noisy where masked, else clean
+    assert [sum(masked) for _, masked, _ in seen] == [6, 5, 3]
+    # A later row sees more rows as clean, in the order of the layout.
+    assert seen[1][0] == [0, 1, 1, 1, 1, 1] and seen[2][0] == [0, 0, 0, 1, 1, 1]
+
+
+def test_items_of_one_request_have_the_same_given_slots(tiny):
+    model = tiny.model("motion/bad")
+    given = torch.zeros(2, 6, dtype=torch.bool)
+    given[0, 1] = given[1, 2] = True
+    request = Request(
+        ["a", "b"], [item_generator(0, k) for k in range(2)], is_known=given,
+        values=torch.zeros(2, 6, 1, dtype=torch.long), frames=6,
+    )  # fmt: skip
+    with pytest.raises(UsageError, match="one request per item"):
+        start(model, request)
+
+
+def test_masked_rows_are_told_their_turn(tiny):
+    model = tiny.fresh_model("motion/bad")
+    with torch.no_grad():
+        model.backbone.order_table.weight.zero_()
+    other = tiny.model("motion/bad")
+    drawn = [draw(m, ["walk"], [0], frames=6, temperature=0.0) for m in (model, other)]
+    assert not torch.equal(*drawn)

@@ -26,7 +26,8 @@ from ..core.corruption import (
 )
 from ..core.grouping import PerLayer
 from ..core.layout import Copy, Layout, Role
-from ..core.plan import NUM_SENTINELS, DecodePlan, build_plan
+from ..core.missing import split_unknown
+from ..core.plan import NUM_SENTINELS, DecodePlan, build_plan, relabelled
 from ..core.recipe import Recipe
 from ..core.schedule import scheduler_of
 from ..core.stages import draw_levels, level_mask
@@ -81,11 +82,6 @@ def predicted_part(layout: Layout, share: float, generator: torch.Generator) -> 
     return layout.take(stays.nonzero()[:, 0])
 
 
-def unknown_slots(values: Tensor) -> Bool[Tensor, "items slots"]:
-    """Tell of which slots nothing is known: code -1, or latents that are not a number."""
-    return (values.isnan() if values.is_floating_point() else values < 0).any(-1)
-
-
 def action_values(recipe: Recipe, values: Tensor) -> Tensor:
     """Cut out of slots as wide as a frame's token what an action is: one id, or its numbers."""
     acting = recipe.acting
@@ -103,6 +99,7 @@ class ModelStage:
         prompt_ids: Int[Tensor, "items words features"],
         captions: Sequence[str],
         actions: Float[Tensor, "items frames actions"] | None = None,
+        structure: Float[Tensor, "items slots numbers"] | None = None,
     ) -> None:
         """Bind a model to its data.
 
@@ -112,10 +109,17 @@ class ModelStage:
             prompt_ids: Tokenised captions.
             captions: The captions themselves (stream recipes spell them into the sequence).
             actions: What was done on the way to every frame (recipes with `condition.actions`).
+            structure: Maps of the frames (recipes with `condition.structure`).
 
         Raises:
-            ValueError: actions missing, or not as wide as the recipe's.
+            ValueError: actions missing, or not as wide as the recipe's; or structure missing.
         """
+        if (model.recipe.condition.structure != "none") != (structure is not None):
+            raise ValueError(
+                f'condition.structure = "{model.recipe.condition.structure}" and structure is '
+                f"{'missing' if structure is None else 'given'}"
+            )
+        self.structure = structure
         wanted, got = model.recipe.condition.actions, 0 if actions is None else actions.shape[-1]
         if wanted != got:
             raise ValueError(f"actions of width {got}; condition.actions = {wanted}; try {wanted}")
@@ -127,7 +131,7 @@ class ModelStage:
         self.values, self.prompt_ids = values, prompt_ids
         self.scheduler = scheduler_of(self.recipe)
         layout = self.recipe.layout
-        self.varies = layout.permute == "random" or layout.split == "random" or layout.spans > 0
+        self.varies = layout.permute != "none" or layout.split == "random" or layout.spans > 0
         self.varies |= self.recipe.schedule.matrix == "rolling" or 0 < self._share < 1
         self._fixed: tuple[DecodePlan, Layout, Lowered | PerLayer] | None = None
 
@@ -165,6 +169,8 @@ class ModelStage:
             span=span,
         )
         rows = plan.training_layout()
+        if plan.relabels:
+            rows = self._relabelled(rows, generator)
         if self._share < 1:
             rows = predicted_part(rows, self._share, generator)
         rows = rows.to(self.values.device)
@@ -173,6 +179,14 @@ class ModelStage:
         if not self.varies:
             self._fixed = result
         return result
+
+    def _relabelled(self, rows: Layout, generator: torch.Generator) -> Layout:
+        """Draw how many of the last rows are masked, and let copies tell which."""
+        count = int((rows.block >= 0).sum())
+        ratio = float(mask_ratios(self.recipe.corruption.ratio, (1,), generator))
+        masked = max(1, round(ratio * count))
+        is_known = torch.arange(rows.num_tokens) < rows.num_tokens - masked
+        return relabelled(rows, is_known)
 
     def loss(
         self, indices: Int[Tensor, " batch"], generator: torch.Generator, step: int
@@ -263,7 +277,7 @@ class ModelStage:
             lowered = self.plan(torch.Generator())[0].lower(layout, layout, poses=poses)
         hidden = self.model.backbone(
             batch.values, batch.is_masked, layout, batch.level, prompt, lowered, actions=told,
-            poses=poses,
+            poses=poses, structure=self._structure(indices, layout),
         )  # fmt: skip
         return hidden[:, batch.loss_rows]
 
@@ -272,6 +286,12 @@ class ModelStage:
             return self.model.unprompted(len(indices))
         ids, is_null = self.prompt_ids[indices], dropped.to(self.model.device)
         return self.model.prepare(self.model.embed_prompts(ids, is_null))
+
+    def _structure(self, indices: Tensor, layout: Layout) -> Tensor | None:
+        """Look up what the rows of some items are told of their frames' structure."""
+        if self.structure is None:
+            return None
+        return self.structure[indices].to(self.model.device)[:, layout.source.clamp_min(0)]
 
     def _actions(self, indices: Tensor) -> Tensor | None:
         return None if self.actions is None else self.actions[indices].to(self.model.device)
@@ -314,13 +334,14 @@ class ModelStage:
     ) -> Batch:
         """Turn clean items into one training forward, as the recipe's corruption says.
 
-        Slots of which nothing is known (`unknown_slots`) are filled and carry no loss.
+        Slots of which nothing is known (core/missing.py) are masked rows and carry no loss.
         """
         is_padded = self.recipe.acting is not None or self.recipe.train.pad
-        if is_padded and bool((unknown := unknown_slots(values)).any()):
-            filled = torch.where(unknown[..., None], torch.zeros_like(values), values)
-            batch = self.corrupt(filled, plan, layout, generator)
-            return self._forget(batch, unknown, plan, layout)
+        if is_padded:
+            filled, unknown = split_unknown(values)
+            if bool(unknown.any()):
+                batch = self.corrupt(filled, plan, layout, generator)
+                return self._forget(batch, unknown, plan, layout)
         source = layout.source.clamp_min(0)
         clean = values[:, source]
         kind = self.recipe.corruption.kind
@@ -333,11 +354,14 @@ class ModelStage:
     def _forget(
         self, batch: Batch, unknown: Bool[Tensor, "items slots"], plan: DecodePlan, layout: Layout
     ) -> Batch:
-        """Take the loss off rows that predict what nobody knows, and hide it from masked models."""
+        """Take the loss off rows that predict what nobody knows, and hide it from masked models.
+
+        Decoding masks the same rows (`Rollout.is_missing`).
+        """
         predicted = plan.content.source if plan.shift else layout.source[batch.loss_rows]
         batch.weight = batch.weight * ~unknown[:, predicted]
-        if self.recipe.train.pad and self.recipe.corruption.kind == "mask":
-            # A masked token is one that is not known.
+        if self.model.knows_missing:
+            # A masked token is one that is not known, and so is one that was not recorded.
             batch.is_masked |= unknown[:, layout.source.clamp_min(0)] & (layout.source >= 0)
             batch.level = batch.is_masked.to(batch.level)
         return batch
@@ -377,7 +401,9 @@ class ModelStage:
             choose = exact_mask if spec.exact_count else bernoulli_mask
             index = block.clamp_max(columns - 1).to(ratio.device)
             kept = self._kept_clean((batch, plan.num_blocks), generator)[:, block.cpu()]
-            if plan.levels:
+            if plan.relabels:
+                hidden = torch.ones(batch, len(noisy), dtype=torch.bool)
+            elif plan.levels:
                 drawn = draw_levels(ratio.shape, len(plan.levels), generator)
                 source = layout.source[noisy].cpu()
                 hidden, is_drawn = level_mask(

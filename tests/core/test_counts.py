@@ -155,3 +155,36 @@ def test_random_counts_make_progress_and_follow_their_law():
     assert abs(plain[masks == 1].float().mean().item() - 0.25) < 0.07
     assert binomial_counts(masks, 1.0, generators()).equal(masks)
     assert binomial_counts(masks, share, generators())[5] == binomial[5]
+
+
+def masked_before(counts: list[int], length: int) -> list[int]:
+    """Masks left when every row runs."""
+    return [length - sum(counts[:row]) for row in range(len(counts))]
+
+
+@pytest.mark.parametrize(
+    ("length", "steps", "basis", "masked"),
+    [
+        # MoMask, rounded, the curve's end included.
+        (48, 10, "inclusive", [48, 47, 45, 42, 37, 31, 24, 16, 8, 1]),
+        (50, 10, "inclusive", [50, 49, 47, 43, 38, 32, 25, 17, 9, 1]),
+        # MAGNeT, rounded down.
+        (500, 20, "inclusive_floor",
+         [500, 498, 493, 484, 472, 457, 439, 418, 394, 367, 338, 307, 273, 237, 200, 162, 122, 82,
+          41, 1]),
+        # BAD, the order decided before: floor of the share after every row.
+        (49, 10, "remaining", [49, 48, 46, 43, 39, 34, 28, 22, 15, 7]),
+        (20, 4, "remaining", [20, 18, 14, 7]),
+        (25, 4, "remaining", [25, 23, 17, 9]),  # TIMAR: 23 17 9 0 are left after every row
+    ],
+)  # fmt: skip
+def test_published_masked_counts_of_motion_and_audio(length, steps, basis, masked):
+    counts = reveal_counts("cosine", length, steps, basis)
+    assert masked_before(counts, length) == masked and sum(counts) == length
+
+
+@pytest.mark.parametrize("basis", ["inclusive", "inclusive_floor"])
+@pytest.mark.parametrize(("length", "steps"), [(1, 5), (3, 10), (7, 1), (10, 10)])
+def test_inclusive_plans_reveal_something_in_every_row(basis, length, steps):
+    counts = reveal_counts("cosine", length, steps, basis)
+    assert sum(counts) == length and min(counts) >= 1 and len(counts) == min(length, steps)
