@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from tests.tiny_motion import TEXTS, tiny_features, tiny_joints, tiny_motions
 
 from blockloom.core.errors import DataError, ModelError
 from blockloom.motion.features import recover
@@ -27,7 +28,6 @@ from blockloom.training.text_motion import (
     save_text_motion,
     train_text_motion,
 )
-from tests.tiny_motion import TEXTS, tiny_features, tiny_joints, tiny_motions
 
 SIZES = {"width": 32, "dim": 16, "buckets": 64}
 
