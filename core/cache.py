@@ -105,6 +105,7 @@ class KVCache:
         device: torch.device | str = "cpu",
         rotated: bool = False,
         poison: bool = False,
+        differentiable: bool = False,
     ) -> None:
         """Allocate the buffers.
 
@@ -120,6 +121,7 @@ class KVCache:
             rotated: Keys arrive already rotated by their absolute position (a fast path: no
                 rotation at read, and no re-basing afterwards).
             poison: Fill free slots with NaN, so that a wrong read shows (for tests).
+            differentiable: Let gradients go back through what is kept (training on rollouts).
         """
         if batch < 1 or capacity < 1:
             raise ValueError(f"batch = {batch} and capacity = {capacity} must be >= 1; try 1")
@@ -128,7 +130,7 @@ class KVCache:
         self.keys = [torch.full(shape, fill, dtype=dtype, device=device) for _ in range(num_layers)]
         self.values = [torch.full_like(k, fill) for k in self.keys]
         self.batch, self.capacity, self.poison = batch, capacity, poison
-        self.rotated = rotated
+        self.rotated, self.differentiable = rotated, differentiable
         self._uniform = True
         empty = Layout.make(
             capacity, document=-1, source=-1, position=torch.zeros(capacity, num_axes)
@@ -181,7 +183,9 @@ class KVCache:
     def _stage(
         self, layer: int, start: int | Tensor, key: Tensor, value: Tensor, keep: Tensor | None
     ) -> None:
-        kept_key, kept_value = key.detach(), value.detach()
+        kept_key, kept_value = key, value
+        if not self.differentiable:
+            kept_key, kept_value = key.detach(), value.detach()
         if keep is not None:
             kept_key, kept_value = kept_key[:, :, keep], kept_value[:, :, keep]
         if isinstance(start, int):

@@ -1,14 +1,25 @@
-"""What must hold of given slots before a request is decoded.
+"""Given slots: which ones a recipe is always given, and what must hold before a request is decoded.
 
 It does not know models or schedules.
 """
 
 import torch
-from jaxtyping import Bool
+from jaxtyping import Bool, Int
 from torch import Tensor
 
 from .errors import UsageError
 from .plan import DecodePlan
+
+
+def is_given(source: Int[Tensor, "*rows"], per_frame: int, given: int) -> Bool[Tensor, "*rows"]:
+    """Tell which data slots hold tokens that are always given: the first ones of every frame.
+
+    Args:
+        source: Data slots; negative ones are prompt rows, which are no tokens.
+        per_frame: Slots of a frame.
+        given: Of `layout.given`.
+    """
+    return (source >= 0) & (source % per_frame < given)
 
 
 def require_equal_counts(plan: DecodePlan, is_known: Bool[Tensor, "batch slots"]) -> None:

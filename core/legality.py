@@ -93,6 +93,7 @@ def combination_errors(recipe: "Recipe") -> list[str]:
     errors += _pose_errors(recipe)
     errors += _video_errors(recipe) + _flight_errors(recipe) + _context_errors(recipe)
     errors += _acting_errors(recipe) + _stage_errors(recipe) + _far_errors(recipe)
+    errors += _given_errors(recipe) + _answer_errors(recipe)
     if (layout.kind == "stream") != (layout.text_tokens > 0):
         errors.append("layout.text_tokens must be > 0 exactly when layout.kind is stream; try 32")
     return errors
@@ -160,6 +161,59 @@ def _order_errors(recipe: "Recipe") -> list[str]:
         errors.append(
             'condition.order needs corruption.kind = "mask" and layout.permute = "any"; '
             "set condition.order to false"
+        )
+    return errors
+
+
+def _given_errors(recipe: "Recipe") -> list[str]:
+    """What frames need some of whose tokens are always given."""
+    layout = recipe.layout
+    if not layout.given:
+        return []
+    errors, kind = [], recipe.corruption.kind
+    if layout.kind != "frames" or layout.block == "token" or kind != "mask":
+        errors.append(
+            f'layout.given = {layout.given} needs layout.kind = "frames" in blocks of whole frames '
+            f'and corruption.kind = "mask"; got {layout.kind!r}, {layout.block!r} and {kind!r}; '
+            "set layout.given to 0"
+        )
+    if recipe.acting is not None or recipe.schedule.levels or layout.permute != "none":
+        errors.append(
+            f"layout.given = {layout.given} beside acting, schedule.levels or layout.permute, "
+            "which predict or order every token; set layout.given to 0"
+        )
+    return errors
+
+
+def _answer_errors(recipe: "Recipe") -> list[str]:
+    """What aligned numbers, periods and learning from own answers need."""
+    backbone, condition, layout = recipe.backbone, recipe.condition, recipe.layout
+    errors = []
+    if condition.aligned and (not condition.actions or condition.poses or condition.prefix):
+        errors.append(
+            f"condition.aligned with condition.actions = {condition.actions} needs actions, and "
+            "neither poses nor prefix, whose rows have no frame; set condition.aligned to false"
+        )
+    periodic = backbone.position == "periodic"
+    if backbone.period > 1 and not (periodic or backbone.decay):
+        errors.append(
+            f"backbone.period = {backbone.period} is read by nothing; set backbone.decay or "
+            'backbone.position = "periodic", or backbone.period to 1'
+        )
+    if periodic and backbone.period == 1:
+        errors.append(
+            'backbone.position = "periodic" with backbone.period = 1 makes all places alike; '
+            "try backbone.period = 30"
+        )
+    if recipe.corruption.rollout and (recipe.head.kind != "regression" or not layout.shift):
+        errors.append(
+            f'corruption.rollout with head.kind = "{recipe.head.kind}" and layout.shift = '
+            f'{layout.shift} needs "regression", which alone is differentiable, and 1; '
+            "set corruption.rollout to false"
+        )
+    if recipe.corruption.rollout and (recipe.distill is not None or recipe.train.pad):
+        errors.append(
+            "corruption.rollout beside distill or train.pad; set corruption.rollout to false"
         )
     return errors
 

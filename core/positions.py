@@ -128,6 +128,22 @@ class Rotary(Positions):
         return rotate(key, self.keys)
 
 
+class Unmoved(Positions):
+    """Leaves queries and keys alone: places are known by what rows hold, or by a bias of scores."""
+
+    def active(self, both: Tensor, heads: int) -> Tensor:
+        """Return both as they are."""
+        return both
+
+    def queries(self, query: Float[Tensor, "b h q d"]) -> Float[Tensor, "b h q d"]:
+        """Return the queries as they are."""
+        return query
+
+    def read(self, key: Float[Tensor, "b h k d"]) -> Float[Tensor, "b h k d"]:
+        """Return the keys as they are."""
+        return key
+
+
 @dataclass(frozen=True)
 class Cameras(Positions):
     """Poses: a key becomes P k, a query P^-T q, so their product is q^T P_q^-1 P_k k.

@@ -34,6 +34,8 @@ class LayoutSpec(Section):
     decodes in an order from coarse to fine (Halton's), what is given first. `relabel`, for one
     copy, makes a row's copy say whether its token is known, so that masks tell known rows from
     masked ones.
+    `given` tokens of every frame of a video, its first ones, are always given and never predicted:
+    what others say and do while one moves. They are rows of their block like all others.
     `group` says what the mask's `group` is in a video: "site" (place in the frame), "frame",
     "block" (of noisy rows: the first block in flight with theirs), "window:TxHxW" or
     "window:TxHxW:shifted" (by half a window). Several are taken by the layers in turn.
@@ -49,6 +51,7 @@ class LayoutSpec(Section):
     split: Literal["fixed", "random"] = "fixed"
     spans: int = Field(0, ge=0, le=8)
     text_tokens: int = Field(0, ge=0, le=512)
+    given: int = Field(0, ge=0, le=64)
     group: str | tuple[str, ...] = "site"
 
     @property
@@ -62,12 +65,13 @@ class ConditionSpec(Section):
 
     `prefix`: the words stand in front of the tokens. `adaln`: the pooled prompt modulates the rows
     whose copy is listed in `modulate`. `cross`: cross-attention to the words. `actions`: numbers
-    per frame (what was done on the way to it), told to all rows of the frame through adaLN.
+    per frame (what was done on the way to it), told to all rows of the frame through adaLN, or,
+    where they are `aligned`, by cross-attention whose rows read their own frame's numbers only.
     `order`: masked rows are told by a learned table when their turn comes.
-    `structure`: the shape of every frame, as a map of its brightness or its edges, told to noisy rows
-    as `structure_size` x `structure_size` further channels of their token.
-    `poses`: the last sixteen of the actions are the camera-to-world matrix of the frame, in units of the
-    scene, told to attention instead (`backbone.position: pose`).
+    `structure`: the shape of every frame, as a map of its brightness or its edges, told to noisy
+    rows as `structure_size` x `structure_size` further channels of their token.
+    `poses`: the last sixteen of the actions are the camera-to-world matrix of the frame, in units
+    of the scene, told to attention instead (`backbone.position: pose`).
     """
 
     prefix: bool = False
@@ -76,6 +80,7 @@ class ConditionSpec(Section):
     modulate: tuple[Literal["clean", "noisy"], ...] = ("noisy",)
     actions: int = Field(0, ge=0, le=256)
     poses: bool = False
+    aligned: bool = False
     structure: Literal["none", "luma", "edges"] = "none"
     structure_size: int = Field(1, ge=1, le=16)
     order: bool = False
@@ -87,11 +92,13 @@ class BackboneSpec(Section):
 
     `level_rate` is the highest frequency of the sinusoids that tell it, in radians: low where
     training differentiates by the level (consistency models), which sees all of their slope.
-    `decay` > 0 lowers attention scores with distance along the first axis (frames of a video).
+    `decay` > 0 lowers attention scores with distance along the first axis (frames of a video), in
+    steps of `period` frames.
     `route` > 0 lets a row read only that many of the finished blocks before its own, those whose
     mean key fits it best; `route_per` says whether rows choose alone or with their block.
     `position` "rope" turns queries and keys by their place, "pose" by the camera of their frame
-    (CaPE), in which case places within a frame are known by the learned table alone.
+    (CaPE), in which case places within a frame are known by the learned table alone; "periodic"
+    turns nothing and adds sinusoids of the place within its `period` to the rows.
     """
 
     dim: int = Field(128, ge=16, le=8192)
@@ -103,9 +110,10 @@ class BackboneSpec(Section):
     level_rate: float = Field(1000.0, gt=0.0, le=1e5)
     rope_theta: float = Field(100.0, gt=1.0)
     decay: float = Field(0.0, ge=0.0, le=100.0)
+    period: int = Field(1, ge=1, le=100_000)
     route: int = Field(0, ge=0, le=4096)
     route_per: Literal["query", "block"] = "query"
-    position: Literal["rope", "pose"] = "rope"
+    position: Literal["rope", "pose", "periodic"] = "rope"
 
     @model_validator(mode="after")
     def _divides(self) -> "BackboneSpec":
@@ -136,7 +144,9 @@ class CorruptionSpec(Section):
     clean and carry no loss, so that training sees finished context. `per`: levels and ratios are
     drawn per item, per block, or rise over the blocks that are in flight together; "stage" draws,
     per block of the noisy copy or per item, which stage of `schedule.levels` is learned.
-    `resample` is the share of steps whose clean copy is the model's own: redrawn from a level
+    `rollout`, for recipes that answer frame after frame, learns from their own answers: a training
+    step draws the whole window with the decode loop and its cache, and gradients go back through
+    it. `resample` is the share of steps whose clean copy is the model's own: redrawn from a level
     shifted by `resample_shift`, block after block.
     """
 
@@ -154,6 +164,7 @@ class CorruptionSpec(Section):
     resample_shift: float = Field(0.6, gt=0.0, le=100.0)
     clean: float = Field(0.0, ge=0.0, lt=1.0)
     share: float = Field(1.0, gt=0.0, le=1.0)
+    rollout: bool = False
 
 
 class ScheduleSpec(Section):
@@ -231,9 +242,11 @@ class CacheSpec(Section):
 
 
 class HeadSpec(Section):
-    """How a hidden state becomes a sample."""
+    """How a hidden state becomes a sample, or for "regression" the answer, always the same."""
 
-    kind: Literal["categorical", "diffusion", "shortcut", "gmm", "patch"] = "categorical"
+    kind: Literal["categorical", "diffusion", "shortcut", "gmm", "patch", "regression"] = (
+        "categorical"
+    )
     width: int = Field(128, ge=8)
     depth: int = Field(3, ge=1, le=64)
     objective: Literal["velocity", "eps"] = "velocity"

@@ -30,7 +30,7 @@ from ..core.far import coarse_members
 from ..core.grouping import PerLayer
 from ..core.layout import Copy, Layout, Role
 from ..core.numerics import RowStableActivation, RowStableLinear, row_stable_activation
-from ..core.positions import Cameras, Positions, Rotary, inverse_transposed
+from ..core.positions import Cameras, Positions, Rotary, Unmoved, inverse_transposed
 from ..core.routing import routing
 from .layers import (
     Layer,
@@ -41,6 +41,7 @@ from .layers import (
     layout_angles,
     level_features,
     modulate,
+    period_features,
     rms_norm,
     row_runs,
 )
@@ -79,7 +80,9 @@ class BlockTransformer(ModelMixin, ConfigMixin):
         sees_words: tuple[str, ...] = ("noisy",),
         action_dim: int = 0,
         decay: float = 0.0,
+        period: int = 1,
         position: str = "rope",
+        aligned: bool = False,
         route: int = 0,
         route_per: str = "query",
         action_codes: int = 0,
@@ -112,7 +115,10 @@ class BlockTransformer(ModelMixin, ConfigMixin):
             sees_words: Copies whose rows cross-attend.
             action_dim: Numbers every data row is told through the modulation; 0 = none.
             decay: Scale by which scores fall with distance along the first axis; 0 = not.
-            position: "rope", or "pose" for the camera of each row's frame.
+            period: Places of that axis over which such a score stays the same.
+            position: "rope", "pose" for the camera of each row's frame, or "periodic" for
+                sinusoids of the place within its period, added to the rows.
+            aligned: Tell those numbers by aligned cross-attention instead.
             route: Finished blocks a row reads, those whose mean key fits it best; 0 = all.
             route_per: "query" or "block": who chooses them.
             action_codes: Ids that ACTION rows hold, in their first code; 0 = no such rows.
@@ -169,8 +175,9 @@ class BlockTransformer(ModelMixin, ConfigMixin):
         config = self.config
         kv_heads = config.num_kv_heads or config.num_heads
         words = config.prompt_dim if config.cross_attention else 0
+        told = config.action_dim if config.aligned else 0
         self.layers = nn.ModuleList(
-            Layer(config.dim, config.num_heads, kv_heads, config.mlp_ratio, words)
+            Layer(config.dim, config.num_heads, kv_heads, config.mlp_ratio, words, told)
             for _ in range(config.num_layers)
         )
         for layer in self._stack:
@@ -188,7 +195,7 @@ class BlockTransformer(ModelMixin, ConfigMixin):
         if modulates or num_prompt_rows:
             self.embed_pooled = _two_maps(prompt_dim, dim)
             spread_prompts(self.embed_pooled)
-        if action_dim:
+        if action_dim and not self.config.aligned:
             self.embed_action = _two_maps(action_dim, dim)
         if level != "none":
             self.embed_level = _two_maps(dim, dim)
@@ -293,6 +300,9 @@ class BlockTransformer(ModelMixin, ConfigMixin):
         copies = self.copy_table[runs[0].copy if len(runs) == 1 else layout.copy]
         x = self._embed(values, is_masked, layout)
         x = x + self._places(layout) + copies
+        if self.config.position == "periodic":
+            place = period_features(layout.position[:, 0], self.config.dim, self.config.period)
+            x = x + place.to(x.dtype)
         if structure is not None:
             shown = self.embed_structure(structure.to(x.dtype))
             x = x + torch.where((layout.copy == Copy.NOISY)[:, None], shown, 0.0)
@@ -431,25 +441,32 @@ class BlockTransformer(ModelMixin, ConfigMixin):
         if prompt.cross is not None:
             for copy in self.copies_seeing_words:
                 sees |= layout.copy == copy
+        by_adaln = None if self.config.aligned else actions
         segments = [
-            (run.start, run.stop, self._told(run, level, prompt, actions))
+            (run.start, run.stop, self._told(run, level, prompt, by_adaln))
             for run in row_runs(layout)
         ]
         bias = None
         if self.config.decay:
             among = layout if view is None else view.layout
-            bias = distance_bias(layout, among, self.config.num_heads, self.config.decay).to(dtype)
+            settings = (self.config.num_heads, self.config.decay, self.config.period)
+            bias = distance_bias(layout, among, *settings).to(dtype)
         routed = None
         if self.config.route:
             among = layout if view is None else view.layout
             routed = routing(layout, among, self.config.route, self.config.route_per)
-        return RowContext(segments, positions, sees, prompt.cross, prompt.cross_valid, bias, routed)
+        told = actions.to(dtype) if self.config.aligned and actions is not None else None
+        return RowContext(
+            segments, positions, sees, prompt.cross, prompt.cross_valid, bias, routed, told
+        )
 
     def _positions(
         self, layout: Layout, view: CacheView | None, dtype: torch.dtype, poses: Tensor | None
     ) -> Positions:
         """Work out what this pass does to queries and keys."""
         reads = view is not None and not view.cache.rotated
+        if self.config.position == "periodic":
+            return Unmoved()
         if self.config.position == "rope":
             settings = (self.head_dim, self.config.rope_theta, dtype)
             active = layout_angles(layout, *settings)

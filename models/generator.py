@@ -51,6 +51,7 @@ def head_settings(head: HeadSpec, label_smoothing: float = 0.0) -> dict[str, Any
         },
         "shortcut": mlp | {"draws": head.draws, "steps": head.steps, "bootstrap": head.bootstrap},
         "gmm": {"num_mixtures": head.mixtures},
+        "regression": {},
     }
     return {"kind": head.kind} | settings[head.kind]
 
@@ -102,6 +103,7 @@ class GenerativeModel(ModelMixin, ConfigMixin):
         spec = recipe_from_dict(dict(recipe), "model config")
         self.recipe = spec
         _require_levels(spec, height * width)
+        _require_open(spec, height * width)
         stream = spec.layout.kind == "stream"
         extra = TEXT_CODES + NUM_SENTINELS if stream else 0
         slots = height * width + spec.layout.text_tokens + (NUM_SENTINELS if stream else 0)
@@ -124,6 +126,8 @@ class GenerativeModel(ModelMixin, ConfigMixin):
             num_orders=slots * spec.layout.frames if condition.order else 0,
             action_dim=condition.actions - POSE_NUMBERS * condition.poses,
             decay=spec.backbone.decay,
+            period=spec.backbone.period,
+            aligned=condition.aligned,
             position=spec.backbone.position,
             route=spec.backbone.route,
             route_per=spec.backbone.route_per,
@@ -215,6 +219,20 @@ def structure_width(recipe: Recipe) -> int:
     return 0 if condition.structure == "none" else condition.structure_size**2
 
 
+def _require_open(recipe: Recipe, tokens: int) -> None:
+    """Refuse recipes that are given every token of a frame.
+
+    Raises:
+        ModelError: no token is left to predict.
+    """
+    given = recipe.layout.given
+    if given >= tokens:
+        raise ModelError(
+            f"layout.given = {given}, but a frame of this tokenizer has {tokens} tokens and one must "
+            f"be left to predict; at most {tokens - 1}"
+        )
+
+
 def _action_head(acting: ActingSpec, recipe: Recipe, latent_channels: int) -> Head:
     """Build the head of ACTION rows.
 
@@ -294,6 +312,9 @@ class ModelDecoder:
     rows see no prompt, both branches share one cache and commit passes run once.
     """
 
+    differentiable = False
+    """Whether gradients go back through what the cache keeps."""
+
     def __init__(
         self,
         model: GenerativeModel,
@@ -353,6 +374,7 @@ class ModelDecoder:
             dtype=self.model.dtype,
             device=self.model.device,
             rotated=self.model.recipe.cache.keys == "rotated",
+            differentiable=self.differentiable,
         )
 
     def forward(

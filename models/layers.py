@@ -103,26 +103,48 @@ def doubled_angles(angles: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
 
 
 def distance_bias(
-    queries: Layout, keys: Layout, heads: int, decay: float
+    queries: Layout, keys: Layout, heads: int, decay: float, period: int = 1
 ) -> Float[Tensor, "#batch heads queries keys"]:
-    """Lower scores linearly with the distance along the first axis, a slope per head.
+    """Lower scores with the distance along the first axis, a slope per head, period by period.
 
-    Slopes fall geometrically from decay * 2^(-8 / heads) to decay * 2^-8. Prompt rows are near.
+    Slopes fall geometrically from decay * 2^(-8 / heads) to decay * 2^-8; a score falls by its
+    slope times floor(distance / period). Prompt rows are near.
 
     Args:
         queries: Active rows.
         keys: Cached and active rows.
         heads: Query heads.
         decay: Scale of all slopes.
+        period: Frames over which a score stays the same; 1 = linear in the distance.
 
-    Source: ALiBi (arXiv:2108.12409), over the frames of a video as in FAR (arXiv:2503.19325).
+    Source: ALiBi (arXiv:2108.12409), over the frames of a video as in FAR (arXiv:2503.19325); in
+        periods as in FaceFormer (arXiv:2112.05329), section 3.3.
     """
     head = torch.arange(1, heads + 1, device=keys.device)
     slope = decay * 2.0 ** (-8.0 * head / heads)
     gap = (queries.position[..., 0][..., :, None] - keys.position[..., 0][..., None, :]).abs()
+    gap = gap if period == 1 else gap.div(period, rounding_mode="floor")
     gap = gap.masked_fill((keys.source < 0)[..., None, :], 0.0)
     gap = gap if gap.ndim == 3 else gap[None]
     return -slope[:, None, None] * gap[:, None]
+
+
+def period_features(
+    place: Float[Tensor, " rows"], dim: int, period: int
+) -> Float[Tensor, "rows dim"]:
+    """Sinusoids of a place within its period: frequencies fall from 1 radian 10000-fold.
+
+    Args:
+        place: Whole numbers, negative ones too.
+        dim: Width.
+        period: Places after which the features repeat.
+
+    Source: FaceFormer (arXiv:2112.05329), section 3.3, the periodic positional encoding.
+    """
+    half = dim // 2
+    frequency = 1e-4 ** (torch.arange(half, device=place.device, dtype=torch.float64) / half)
+    angle = place.double().remainder(period)[..., None] * frequency
+    return functional.pad(torch.cat((angle.sin(), angle.cos()), -1), (0, dim - 2 * half))
 
 
 Vectors = tuple[Tensor, ...]
@@ -157,6 +179,7 @@ class RowContext:
     cross_valid: Tensor | None
     bias: Tensor | None = None
     routing: Routing | None = None
+    aligned: Tensor | None = None
 
 
 def modulate(x: Tensor, parts: Parts, *, shift: int, scale: int) -> Tensor:
@@ -263,6 +286,24 @@ class CrossAttention(nn.Module):
         return self.to_out(rearrange(out, "b h n d -> b n (h d)"))
 
 
+class AlignedAttention(nn.Module):
+    """Cross-attention whose mask is the diagonal: a row reads the numbers of its own frame.
+
+    Softmax over one key is 1, so queries and keys have no say and a linear map is left.
+
+    Source: the alignment mask of FaceFormer (arXiv:2112.05329), section 3.3.
+    """
+
+    def __init__(self, dim: int, numbers: int) -> None:
+        super().__init__()
+        self.to_value = RowStableLinear(numbers, dim, bias=False)
+        self.to_out = RowStableLinear(dim, dim, bias=False)
+
+    def forward(self, aligned: Float[Tensor, "b n a"]) -> Float[Tensor, "b n d"]:
+        """Return what the frame of every row says."""
+        return self.to_out(self.to_value(aligned))
+
+
 class SwiGLU(nn.Module):
     """silu(W1 x) * W2 x, projected back."""
 
@@ -282,11 +323,13 @@ class Layer(nn.Module):
     """One transformer layer with a modulation table of one row per copy."""
 
     def __init__(
-        self, dim: int, heads: int, kv_heads: int, mlp_ratio: float, prompt_dim: int
-    ) -> None:
+        self, dim: int, heads: int, kv_heads: int, mlp_ratio: float, prompt_dim: int,
+        aligned_dim: int = 0,
+    ) -> None:  # fmt: skip
         super().__init__()
         self.attention = SelfAttention(dim, heads, kv_heads)
         self.cross = CrossAttention(dim, heads, prompt_dim) if prompt_dim else None
+        self.aligned = AlignedAttention(dim, aligned_dim) if aligned_dim else None
         self.mlp = SwiGLU(dim, mlp_ratio)
         # Rows: copies. Columns: shift, scale, gate of attention, then of the MLP.
         table = torch.zeros(len(Copy), 6, dim)
@@ -306,6 +349,8 @@ class Layer(nn.Module):
         if self.cross is not None and rows.cross is not None:
             added = self.cross(x, rows.cross[layer], rows.cross_valid)
             x = x + torch.where(rows.sees_words[..., None], added, 0.0)
+        if self.aligned is not None and rows.aligned is not None:
+            x = x + self.aligned(rows.aligned)
         normed = modulate(rms_norm(x), parts, shift=3, scale=4)
         return add_gated(x, self.mlp(normed), parts, gate=5)
 

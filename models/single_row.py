@@ -41,6 +41,7 @@ def fits_single_row(
         and view.cache.keys[0].dtype == x.dtype
         and rows.cross is None
         and rows.bias is None
+        and rows.aligned is None
         and isinstance(rows.positions, Rotary)
         and rows.routing is None
         and not torch.is_autocast_enabled("cpu")

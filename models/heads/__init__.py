@@ -9,6 +9,7 @@ from .categorical import CategoricalHead
 from .diffusion import DiffusionHead
 from .gmm import GaussianMixtureHead
 from .patch import PatchHead
+from .regression import RegressionHead
 from .shortcut import ShortcutHead
 
 __all__ = [
@@ -18,6 +19,7 @@ __all__ = [
     "Head",
     "HeadSample",
     "PatchHead",
+    "RegressionHead",
     "ShortcutHead",
     "build_head",
 ]
@@ -27,6 +29,7 @@ _HEADS: dict[str, type[Head]] = {
     "diffusion": DiffusionHead,
     "gmm": GaussianMixtureHead,
     "patch": PatchHead,
+    "regression": RegressionHead,
     "shortcut": ShortcutHead,
 }
 
@@ -42,7 +45,8 @@ def build_head(
     """Build a head from its config.
 
     Args:
-        config: `kind` (categorical, patch, diffusion, shortcut or gmm) and the head's own settings.
+        config: `kind` (categorical, patch, diffusion, shortcut, gmm or regression) and the
+            head's own settings.
         dim: Width of the trunk states.
         codebook_size: Codes per codebook of the tokenizer; needed by the categorical head.
         num_codebooks: Codes per token of the tokenizer.
