@@ -7,6 +7,7 @@ skeleton's bones gives its joints; a clip read from a file whose bones stretch k
 they were, and `fk_error` says how far the two differ.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -157,6 +158,36 @@ def distance_mm(first: Tensor, second: Tensor) -> tuple[float, float]:
     """Return mean and largest distance of points, [..., 3] metres, in millimetres."""
     distance = (first - second).norm(dim=-1) * 1000
     return float(distance.mean()), float(distance.max())
+
+
+def select_joints(motion: Motion, names: Sequence[str]) -> Motion:
+    """Return some of the joints, in another order; rotations and places stay as they are.
+
+    Args:
+        motion: The clip.
+        names: Joints to keep, parents before children; a joint is kept only with its parent.
+
+    Raises:
+        UsageError: A joint is not there, or stands before or without its parent.
+    """
+    old, kept = motion.skeleton, tuple(names)
+    index = old.indices(kept)
+    parents = []
+    for number, joint in enumerate(index):
+        parent = old.parents[joint]
+        if parent >= 0 and parent not in index[:number]:
+            fault = f"{old.names[parent]!r} before {old.names[joint]!r}, which hangs on it"
+            raise UsageError(describe("choice of joints", list(kept)[:8], fault))
+        parents.append(-1 if parent < 0 else index.index(parent))
+    lists = {
+        key: tuple(name for name in getattr(old, key) if name in kept)
+        for key in ("hips", "shoulders", "feet", "ends")
+    }
+    for key in ("hips", "shoulders"):
+        lists[key] = lists[key] if len(lists[key]) == 2 else ()
+    skeleton = Skeleton(kept, tuple(parents), old.offsets[index], **lists)
+    turned = None if motion.rotations is None else motion.rotations[:, index]
+    return replace(motion, joints=motion.joints[:, index], skeleton=skeleton, rotations=turned)
 
 
 def resample(motion: Motion, fps: float) -> Motion:
