@@ -6,14 +6,15 @@ the same loop (video_steps.py).
 
 Features are standardised with a mean per feature and one deviation per group of features, so that
 inside a group an error counts the same whichever feature has it (among joint positions a
-millimetre is a millimetre). It does not know what the features mean.
+millimetre is a millimetre). In training, frames behind the end of a short clip are not a number:
+nothing is learned from them. It does not know what the features mean.
 """
 
 from collections.abc import Iterable, Sequence
 
 import torch
 from einops import rearrange
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -82,6 +83,7 @@ class FeatureTokenizer(SteppedTokenizer):
         for clips in batches:
             self.check_input(clips)
             rows = rearrange(clips.double().cpu(), "b n f -> (b f) n")
+            rows = rows[rows.isfinite().all(dim=1)]
             count += len(rows)
             total, squares = total + rows.sum(0), squares + rows.square().sum(0)
         if not count:
@@ -150,6 +152,7 @@ def motion_errors(
     frames: Float[Tensor, "batch features frames"],
     target: Float[Tensor, "batch features frames"],
     weights: Float[Tensor, "features 1"],
+    is_known: Bool[Tensor, "batch frames"],
 ) -> tuple[Float[Tensor, ""], Float[Tensor, ""]]:
     """Average the weighted smooth absolute error of frames, and of the change between frames.
 
@@ -157,12 +160,16 @@ def motion_errors(
         frames: Reconstruction, standardised.
         target: Original, standardised.
         weights: Of every feature.
+        is_known: Frames that count; the others come last in their clip.
 
     Returns:
-        Both errors; the second is 0 for a single frame.
+        Both errors; the second is 0 where no two frames count.
     """
-    error = (weights * F.smooth_l1_loss(frames, target, reduction="none")).mean()
-    if frames.shape[2] < 2:
-        return error, error.new_zeros(())
+    error = F.smooth_l1_loss(frames, target, reduction="none")
     pace = F.smooth_l1_loss(frames.diff(dim=2), target.diff(dim=2), reduction="none")
-    return error, (weights * pace).mean()
+    return _mean(weights * error, is_known), _mean(weights * pace, is_known[:, 1:])
+
+
+def _mean(errors: Tensor, is_known: Tensor) -> Tensor:
+    counted = errors.mean(dim=1) * is_known
+    return counted.sum() / is_known.sum().clamp_min(1)

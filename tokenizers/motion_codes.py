@@ -13,7 +13,7 @@ from diffusers.configuration_utils import register_to_config
 # diffusers finds out how to load a component by looking for this name in its module.
 from diffusers.models.modeling_utils import ModelMixin as ModelMixin
 from einops import rearrange
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from vector_quantize_pytorch import ResidualVQ, VectorQuantize
 
@@ -33,9 +33,17 @@ class MotionCodeTokenizer(MotionAutoencoder):
 
     @abstractmethod
     def quantize(
-        self, latents: Float[Tensor, "batch latents channels"], generator: torch.Generator | None
+        self,
+        latents: Float[Tensor, "batch latents channels"],
+        is_known: Bool[Tensor, "batch latents"] | None = None,
+        generator: torch.Generator | None = None,
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Quantise float32 latents.
+        """Quantise float32 latents; in training mode also move the entries.
+
+        Args:
+            latents: float32.
+            is_known: Latents that count in training; None = all.
+            generator: CPU generator of what is drawn in training.
 
         Returns:
             Quantised latents with a gradient, int codes [batch latents levels], and an extra
@@ -47,19 +55,23 @@ class MotionCodeTokenizer(MotionAutoencoder):
         """Turn codes into latents [batch latents channels]."""
 
     def bottleneck(
-        self, encoded: Float[Tensor, "batch channels latents"], generator: torch.Generator | None
+        self,
+        encoded: Float[Tensor, "batch channels latents"],
+        is_known: Bool[Tensor, "batch latents"],
+        generator: torch.Generator | None,
     ) -> tuple[Tensor, Tensor, dict[str, float]]:
         """Quantise; in training mode also move the entries.
 
         Args:
             encoded: Latents, float32.
+            is_known: Latents that count.
             generator: CPU generator of the number of levels kept.
         """
         latents = rearrange(encoded, "b c f -> b f c")
         # Autocast would round distances to bfloat16, so it is off here.
         with torch.autocast(latents.device.type, enabled=False):
-            quantized, codes, extra = self.quantize(latents, generator)
-        used = codes[..., 0].unique().numel() / self.codebook_size
+            quantized, codes, extra = self.quantize(latents, is_known, generator)
+        used = codes[..., 0][is_known].unique().numel() / self.codebook_size
         metrics = {"quantizer": float(extra.detach()), "codes_used": used}
         return rearrange(quantized, "b f c -> b c f"), extra, metrics
 
@@ -72,7 +84,7 @@ class MotionCodeTokenizer(MotionAutoencoder):
         self.eval()
         latents = rearrange(encoded, "b c f -> b f c").float()
         with torch.no_grad(), torch.autocast(latents.device.type, enabled=False):
-            codes = self.quantize(latents, None)[1]
+            codes = self.quantize(latents)[1]
         self.train(was_training)
         return codes.long()[..., None]
 
@@ -171,15 +183,13 @@ class MotionVQTokenizer(MotionCodeTokenizer):
         )
 
     def quantize(
-        self, latents: Float[Tensor, "batch latents channels"], generator: torch.Generator | None
+        self,
+        latents: Float[Tensor, "batch latents channels"],
+        is_known: Bool[Tensor, "batch latents"] | None = None,
+        generator: torch.Generator | None = None,
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Replace latents by their nearest entries; in training mode also move the entries.
-
-        Args:
-            latents: float32.
-            generator: Unused; no noise is drawn.
-        """
-        quantized, codes, extra = self.quantizer(latents)
+        """Replace latents by their nearest entries; nothing is drawn."""
+        quantized, codes, extra = self.quantizer(latents, mask=is_known)
         return quantized, codes[..., None], extra.sum()
 
     def lookup(self, codes: Int[Tensor, "batch latents 1"]) -> Tensor:
@@ -262,20 +272,20 @@ class MotionRVQTokenizer(MotionCodeTokenizer):
         )
 
     def quantize(
-        self, latents: Float[Tensor, "batch latents channels"], generator: torch.Generator | None
+        self,
+        latents: Float[Tensor, "batch latents channels"],
+        is_known: Bool[Tensor, "batch latents"] | None = None,
+        generator: torch.Generator | None = None,
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Replace latents by sums of entries; in training mode also move the entries.
-
-        Args:
-            latents: float32.
-            generator: CPU generator: whether levels are left out in this batch, and how many.
-        """
+        """Replace latents by sums of entries; drawn are how many levels a batch keeps."""
         seed = 0
         if self.training:
             share, draw = torch.rand(2, generator=generator, dtype=torch.float64).tolist()
             self.quantizer.quantize_dropout = share < self.config["level_dropout"]
             seed = int(draw * 2**31)
-        quantized, codes, extra = self.quantizer(latents, rand_quantize_dropout_fixed_seed=seed)
+        quantized, codes, extra = self.quantizer(
+            latents, mask=is_known, rand_quantize_dropout_fixed_seed=seed
+        )
         return quantized, codes, extra.sum()
 
     def lookup(self, codes: Int[Tensor, "batch latents levels"]) -> Tensor:

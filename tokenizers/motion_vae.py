@@ -13,7 +13,7 @@ from diffusers.configuration_utils import ConfigMixin, register_to_config
 # diffusers finds out how to load a component by looking for this name in its module.
 from diffusers.models.modeling_utils import ModelMixin as ModelMixin
 from einops import rearrange
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from .causal_conv import Tape
@@ -34,9 +34,14 @@ class MotionAutoencoder(ModelMixin, ConfigMixin, FeatureTokenizer):
 
     @abstractmethod
     def bottleneck(
-        self, encoded: Tensor, generator: torch.Generator | None
+        self, encoded: Tensor, is_known: Tensor, generator: torch.Generator | None
     ) -> tuple[Tensor, Tensor, dict[str, float]]:
         """Turn encoder output [batch channels latents] into decoder input, for training.
+
+        Args:
+            encoded: Encoder output, float32.
+            is_known: Latent frames that count, bool [batch latents].
+            generator: Source of noise.
 
         Returns:
             Decoder input of the same shape, the weighted extra loss, and metrics.
@@ -86,7 +91,8 @@ class MotionAutoencoder(ModelMixin, ConfigMixin, FeatureTokenizer):
         The whole clip passes at once: the same function as the steps, without their bits.
 
         Args:
-            frames: Clips of features as they are.
+            frames: Clips of features as they are; at the end of a clip frames may be NaN, and the
+                step that holds the first of them and all after it do not count.
             generator: CPU generator of the bottleneck's noise.
 
         Raises:
@@ -95,11 +101,15 @@ class MotionAutoencoder(ModelMixin, ConfigMixin, FeatureTokenizer):
         """
         self.check_input(frames)
         self._check_frames(frames.shape[2])
-        target = self.standardise(frames)
-        latents, extra, metrics = self.bottleneck(self.encoder(target).float(), generator)
+        steps = rearrange(frames, "b c (f s) -> b f (c s)", s=self.step_frames)
+        is_known = steps.isfinite().all(dim=2)
+        target = self.standardise(frames).nan_to_num()
+        encoded = self.encoder(target).float()
+        latents, extra, metrics = self.bottleneck(encoded, is_known, generator)
         decoded = self.decoder(latents).float()
         weights = group_weights(self.groups, self.config["group_loss"]).to(target)
-        error, pace = motion_errors(decoded, target, weights)
+        counts = is_known.repeat_interleave(self.step_frames, dim=1)
+        error, pace = motion_errors(decoded, target, weights, counts)
         total = error + self.config["velocity_weight"] * pace + extra
         return total, {"error": float(error.detach()), "pace": float(pace.detach()), **metrics}
 
@@ -176,15 +186,20 @@ class MotionSigmaTokenizer(MotionAutoencoder):
         self.register_buffer("latent_std", torch.ones(latent_channels))
 
     def bottleneck(
-        self, encoded: Float[Tensor, "batch channels latents"], generator: torch.Generator | None
+        self,
+        encoded: Float[Tensor, "batch channels latents"],
+        is_known: Bool[Tensor, "batch latents"],
+        generator: torch.Generator | None,
     ) -> tuple[Tensor, Tensor, dict[str, float]]:
         """Add noise of one drawn scale per clip, as the image tokenizer does.
 
         Args:
             encoded: Means, float32.
+            is_known: Latent frames whose size counts.
             generator: CPU generator of scale and noise.
         """
-        noisy, size = SigmaVAETokenizer.posterior_sample(self, encoded[..., None], generator)
+        noisy, _ = SigmaVAETokenizer.posterior_sample(self, encoded[..., None], generator)
+        size = encoded.square().mean(dim=1)[is_known].mean()
         extra = self.config["regulariser_weight"] * size
         return noisy[..., 0], extra, {"regulariser": float(size.detach())}
 
@@ -207,11 +222,17 @@ class MotionSigmaTokenizer(MotionAutoencoder):
         Raises:
             ValueError: No clips.
         """
-        clips = (frames.to(self.device, self.dtype) for frames in batches)
-        means = (self.encoder(self.standardise(frames)) for frames in clips)
-        mean, deviation = channel_statistics(rearrange(m, "b c f -> (b f) c") for m in means)
+        mean, deviation = channel_statistics(
+            self._means(frames.to(self.device, self.dtype)) for frames in batches
+        )
         self.latent_mean.copy_(mean)
         self.latent_std.copy_(deviation)
+
+    def _means(self, frames: Tensor) -> Float[Tensor, "latents channels"]:
+        """Return the means of the latent frames of clips, those with unknown frames left out."""
+        steps = rearrange(frames, "b c (f s) -> (b f) (c s)", s=self.step_frames)
+        means = self.encoder(self.standardise(frames).nan_to_num())
+        return rearrange(means, "b c f -> (b f) c")[steps.isfinite().all(dim=1)]
 
 
 def _check_network(

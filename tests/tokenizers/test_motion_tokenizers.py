@@ -268,11 +268,15 @@ def test_errors_are_weighted_by_group():
     assert weights[:, 0].tolist() == [1.5, 0.75, 0.75]
     target = torch.zeros(1, 3, 2)
     frames = torch.tensor([[[2.0, 2], [0, 1], [0, 0]]])
-    error, pace = motion_errors(frames, target, weights)
+    known = torch.ones(1, 2, dtype=torch.bool)
+    error, pace = motion_errors(frames, target, weights, known)
     # Smooth absolute errors: 1.5 for 2, 0.5 for 1; six and three numbers.
     assert float(error) == pytest.approx((1.5 * 3 + 0.75 * 0.5) / 6)
     assert float(pace) == pytest.approx(0.75 * 0.5 / 3)
-    assert motion_errors(frames[..., :1], target[..., :1], weights)[1] == 0
+    assert motion_errors(frames[..., :1], target[..., :1], weights, known[:, :1])[1] == 0
+    known[0, 1] = False
+    error, pace = motion_errors(frames, target, weights, known)
+    assert float(error) == pytest.approx(1.5 * 1.5 / 3) and pace == 0
     assert sum(HUMAN_GROUPS) == 263
 
 
@@ -294,7 +298,7 @@ def test_levels_are_dropped_as_often_as_asked():
     generator = torch.Generator().manual_seed(0)
     kept = []
     for _ in range(200):
-        codes = tokenizer.quantize(latents, generator)[1]
+        codes = tokenizer.quantize(latents, None, generator)[1]
         kept.append(int((codes[0, 0] >= 0).sum()))
     # A third of the dropped batches keep all three levels.
     assert set(kept) == {1, 2, 3} and 0.56 < kept.count(3) / 200 < 0.77
@@ -369,3 +373,32 @@ def test_bad_settings_are_named(settings, message):
     config = {"kind": "motion_rvq", **CONFIGS["motion_rvq"]} | settings
     with pytest.raises(ValueError, match=message):
         build_video_tokenizer(config)
+
+
+@pytest.mark.parametrize("kind", TRAINED)
+def test_frames_behind_the_end_of_a_clip_teach_nothing(kind):
+    frames = clip(8, batch=2)
+    padded = torch.cat((frames, torch.full((2, 5, 8), float("nan"))), dim=2)
+    padded[0, :, 8:10] = 1.0  # an unfinished step counts as little
+
+    def trained(frames):
+        quiet = {"motion_rvq": {"level_dropout": 0.0}, "motion_sigma": {"noise_std": 0.0}}
+        tokenizer = make(kind, **quiet.get(kind, {}))
+        loss, metrics = tokenizer.train().loss(frames, torch.Generator().manual_seed(0))
+        loss.backward()
+        return tokenizer, loss, metrics
+
+    (one, loss, metrics), (two, again, same) = trained(frames), trained(padded)
+    torch.testing.assert_close(loss, again)
+    assert metrics == pytest.approx(same, rel=1e-4)
+    for name, parameter in one.named_parameters():
+        torch.testing.assert_close(parameter.grad, two.get_parameter(name).grad)
+    for name, kept in one.state_dict().items():
+        torch.testing.assert_close(kept, two.state_dict()[name])
+    one.measure_features([frames])
+    two.measure_features([padded[:1, :, :8], padded[1:]])
+    torch.testing.assert_close(one.feature_mean, two.feature_mean)
+    if kind == "motion_sigma":
+        one.measure_latents([frames])
+        two.measure_latents([padded])
+        torch.testing.assert_close(one.latent_std, two.latent_std)
