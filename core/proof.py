@@ -13,6 +13,7 @@ from torch import Tensor
 
 from .far import is_coarse
 from .layout import Copy, Layout
+from .missing import split_unknown, unknown_slots
 from .plan import DecodePlan
 from .rollout import Decoder, Rollout
 from .sampling import item_generator
@@ -35,7 +36,8 @@ class Parity:
 class Contents:
     """Teacher-forced contents: what every row holds.
 
-    `values` [batch, slots, ...] are the clean tokens; `is_masked` the slots hidden in noisy rows;
+    `values` [batch, slots, ...] are the clean tokens, -1 or not a number where nobody knows them;
+    `is_masked` the slots hidden in noisy rows;
     `noisy` the noisy latents of recipes that denoise (None otherwise) and `level` their level, one
     number or one per slot. `kept` is what finished blocks look like to later ones, where that is
     not `values`.
@@ -69,7 +71,9 @@ def training_forward(
     is_noisy = layout.copy == Copy.NOISY
     if plan.keeps_only_copy:
         is_noisy &= layout.block >= (plan.num_blocks if block is None else block)
-    values, is_masked = contents.values[:, source], contents.is_masked[:, source] & is_noisy
+    clean, unknown = split_unknown(contents.values)
+    values = clean[:, source]
+    is_masked = contents.is_masked[:, source] & is_noisy | unknown[:, source]
     if contents.kept is not None:
         values = torch.where(is_noisy[:, None], values, contents.kept[:, source])
     level = is_masked.float()
@@ -101,6 +105,7 @@ def _decoded(
         generators=[item_generator(0, i) for i in range(batch)], use_cache=use_cache,
         record=lambda rows, hidden: passes.append((rows, hidden)),
     )  # fmt: skip
+    rollout.is_missing = unknown_slots(contents.values)
     for block in range(plan.num_blocks):
         if contents.noisy is None:
             rollout.predict_rows(block)

@@ -114,8 +114,8 @@ class Rollout:
             scheduler: From `core.schedulers`; owns counts, orders, levels and updates.
             values: Codes [batch, slots, codebooks] or latents [batch, slots, channels]; given
                 content where `is_known`, anything elsewhere. Not modified.
-            is_known: Slots that are given and stay as they are; of a value that is -1, or not a number,
-                nothing is known, and its rows are masked.
+            is_known: Slots that are given and stay as they are; where a value is -1, or not a
+                number, nothing is known and rows are masked.
             generators: One CPU generator per item.
             num_steps: Rows per block; None = the scheduler's own.
             start_level: Blocks of latents start as `values` noised to this level, in (0, 1]; at 1
@@ -318,7 +318,7 @@ class Rollout:
         self.give(self.plan.sources(block), values)
 
     def give(self, source: Tensor, values: Tensor) -> None:
-        """Take values [batch, slots, channels] of the slots `source` as given; some may be unknown."""
+        """Take values [batch, slots, channels] of some slots as given; some may be unknown."""
         filled, self.is_missing[:, source] = split_unknown(values.to(self.values))
         self.values[:, source] = filled
         self.is_known[:, source] = self.given[:, source] = True

@@ -58,7 +58,8 @@ class ActingRollout:
         """Take a frame as observed: the next one, or in place of the one just imagined.
 
         Args:
-            values: Codes or latents of the frame [players, tokens, channels].
+            values: Codes or latents of the frame [players, tokens, channels]; -1, or not a number,
+                where nothing was seen.
 
         Raises:
             UsageError: it is an action's turn, or values of another shape.
@@ -108,7 +109,7 @@ class ActingRollout:
         """Say what was done, in place of `act`.
 
         Args:
-            actions: As `act` returns them.
+            actions: As `act` returns them; -1, or not a number, where nobody knows what was done.
 
         Raises:
             UsageError: it is a frame's turn, or actions of another shape or outside the codes.
@@ -118,7 +119,7 @@ class ActingRollout:
         wanted = (items,) if acting.codes else (items, acting.numbers)
         if tuple(actions.shape) != wanted:
             raise UsageError(f"actions have shape {tuple(actions.shape)}; legal {wanted}")
-        if acting.codes and not bool(((actions >= 0) & (actions < acting.codes)).all()):
+        if acting.codes and not bool(((actions >= -1) & (actions < acting.codes)).all()):
             raise UsageError(f"actions {actions.tolist()} outside 0..{acting.codes - 1}")
         row = actions[:, None, None] if acting.codes else actions[:, None]
         config = self.model.config

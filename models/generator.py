@@ -169,7 +169,7 @@ class GenerativeModel(ModelMixin, ConfigMixin):
 
     @property
     def knows_missing(self) -> bool:
-        """Whether training shows values that nobody knows, as masked rows among what is looked at."""
+        """Whether training shows, among what is looked at, values that nobody knows."""
         recipe = self.recipe
         shows = recipe.acting is not None or recipe.train.pad
         return shows and recipe.corruption.kind == "mask"

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from ..core.endless import EndlessPlan
 from ..core.errors import UsageError
+from ..core.missing import unknown_slots
 from ..core.plan import build_plan
 from ..core.rollout import Event, Rollout
 from ..core.schedule import scheduler_of
@@ -54,6 +55,12 @@ class LiveRollout:
         """
         if len(prompts) != len(generators):
             raise UsageError(f"{len(generators)} generators for {len(prompts)} prompts; give equal")
+        structure = model.recipe.condition.structure
+        if structure != "none":
+            raise UsageError(
+                f'condition.structure = "{structure}" in a rollout without end, whose frames to '
+                "come have no map; make a video of so many frames instead"
+            )
         self.model, self.items = model, len(prompts)
         height, width = model.config.height, model.config.width
         is_rotated = model.recipe.cache.keys == "rotated"
@@ -95,8 +102,7 @@ class LiveRollout:
         """
         self._open(actions)
         source = self._checked_source(self.block, values)
-        self._rollout.values[:, source] = values.to(self._rollout.values)
-        self._rollout.is_known[:, source] = self._rollout.given[:, source] = True
+        self._rollout.give(source, values)
         for _ in self._rollout.block_events(self.block):
             pass
         self._close()
@@ -119,6 +125,11 @@ class LiveRollout:
         wanted = (self.items, len(source), self._rollout.values.shape[-1])
         if tuple(values.shape) != wanted:
             raise UsageError(f"given frames have shape {tuple(values.shape)}; legal {wanted}")
+        if not self.model.knows_missing and bool(unknown_slots(values).any()):
+            raise UsageError(
+                f"given frames hold unknown values, and recipe {self.model.recipe.name} has not "
+                "learned of any; give all of them"
+            )
         return source
 
     @torch.no_grad()
@@ -155,7 +166,9 @@ class LiveRollout:
         if told is not None and actions is not None:
             first = (self.block % self.plan.ring) * self.frames_per_block
             told[:, first : first + self.frames_per_block] = actions.to(told)
-        self._rollout.is_known[:, source] = self._rollout.given[:, source] = False
+        rollout = self._rollout
+        for flags in (rollout.is_known, rollout.given, rollout.is_missing):
+            flags[:, source] = False
         shift = self.plan.sink_shift(self.block)
         if shift and self._rollout.cache is not None:
             self._rollout.cache.move_sinks(shift)
@@ -194,7 +207,7 @@ class LiveRollout:
         if prompts.actions is not None:
             fresh.actions = prompts.actions[index]
         self.decoder = rollout.decoder = fresh
-        for name in ("values", "is_known", "given"):
+        for name in ("values", "is_known", "given", "is_missing"):
             setattr(rollout, name, getattr(rollout, name)[index])
         rollout.generators = [rollout.generators[item] for item in items.tolist()]
         if rollout.cache is not None:
@@ -213,6 +226,8 @@ class LiveRollout:
             state |= {f"cache.{name}": part for name, part in rollout.cache.snapshot().items()}
         if rollout.kept is not None:
             state["kept"] = rollout.kept.clone()
+        if self.model.knows_missing:
+            state["missing"] = rollout.is_missing.clone()
         if self.decoder.actions is not None:
             state["actions"] = self.decoder.actions.clone()
         return state
@@ -240,6 +255,8 @@ class LiveRollout:
             rollout.cache.restore(inner)
         if rollout.kept is not None:
             rollout.kept.copy_(state["kept"])
+        if self.model.knows_missing:
+            rollout.is_missing.copy_(state["missing"])
         if self.decoder.actions is not None:
             self.decoder.actions.copy_(state["actions"])
         rollout.is_known[:] = True

@@ -206,19 +206,28 @@ class ClipPrompts:
 class PixelWindows:
     """Windows of raw frames, in the form the tokenizer stage reads images in."""
 
-    def __init__(self, dataset: ClipDataset, length: int, stride: int = 1) -> None:
-        """Cut clips into windows; the pixels are not copied.
+    def __init__(
+        self, dataset: ClipDataset, length: int, stride: int = 1, pad: bool = False
+    ) -> None:
+        """Cut clips into windows; pictures are not copied.
 
         Args:
             dataset: The clips.
-            length: Pixel frames per window.
-            stride: Pixel frames between the starts of two windows.
+            length: Frames per window.
+            stride: Frames between the starts of two windows.
+            pad: Windows of feature frames may go on behind the end of their clip, where frames are
+                not a number.
 
         Raises:
-            DataError: No clip is long enough.
+            DataError: No clip is long enough, or pictures that should be padded.
         """
         self.frames = torch.from_numpy(dataset.frames)
-        self.windows = ClipWindows(torch.from_numpy(dataset.offsets), length, stride)
+        if pad:
+            if not dataset.num_features:
+                raise DataError("windows of pictures end with their clip; only features are padded")
+            nothing = torch.full_like(self.frames[:1], float("nan"))
+            self.frames = torch.cat((self.frames, nothing))
+        self.windows = ClipWindows(torch.from_numpy(dataset.offsets), length, stride, pad=pad)
 
     def __len__(self) -> int:
         """Return the number of windows."""
@@ -235,7 +244,8 @@ def leading_actions(
     """List, for every latent frame, the actions that LED to it: row f holds the action of f - 1.
 
     Ids become one-hot rows. First frames and frames after an unknown action get zeros. A latent
-    frame of several pixel frames gets their rows side by side, in order of time.
+    frame of several frames gets their rows side by side, in order of time; or, where `width` is
+    that of one row, the row of its first frame alone: what is known before it begins.
 
     Args:
         dataset: Clips with actions.
@@ -255,8 +265,9 @@ def leading_actions(
         taken = torch.from_numpy(dataset.actions.astype(np.int64))
         done = F.one_hot(taken.clamp_min(0), parts).float() * (taken >= 0)[:, None]
     else:
-        done, what = torch.from_numpy(dataset.actions.astype(np.float32)), "numbers"
-    if width != done.shape[1] * stride:
+        given = np.nan_to_num(dataset.actions.astype(np.float32), nan=0.0)
+        done, what = torch.from_numpy(given), "numbers"
+    if width not in (done.shape[1], done.shape[1] * stride):
         found = f"{done.shape[1]} {what}" + (f" x {stride} frames" if stride > 1 else "")
         raise DataError(
             f"condition.actions = {width}, but the actions of these clips are {found}; "
@@ -265,19 +276,38 @@ def leading_actions(
     led = torch.zeros_like(done)
     led[1:] = done[:-1]
     led[torch.from_numpy(dataset.offsets[:-1])] = 0.0
-    return led if stride == 1 else _grouped(led, dataset, tokenizer)
-
-
-def _grouped(led: Tensor, dataset: ClipDataset, tokenizer: Any) -> Tensor:
-    """Put the rows of the pixel frames of every latent frame side by side."""
-    stride, first = tokenizer.temporal_stride, latent_offsets(dataset, tokenizer)
-    clip = torch.repeat_interleave(torch.arange(len(dataset)), first.diff())
-    number = torch.arange(len(clip)) - first[clip]
-    last = torch.from_numpy(dataset.offsets)[clip] + number * stride
-    rows = last[:, None] - torch.arange(stride - 1, -1, -1)
-    # A clip's first latent frame is a single pixel frame: nothing led to it.
-    parts = led[rows.clamp_min(0)] * (number > 0)[:, None, None]
+    if stride == 1:
+        return led
+    rows = _frame_rows(dataset, tokenizer, stride if width == done.shape[1] * stride else 1)
+    # A clip's first latent frame may be a single frame: nothing led to it.
+    begin = torch.from_numpy(dataset.offsets)[_clip_of(dataset, tokenizer)]
+    parts = led[rows.clamp_min(0)] * (rows >= begin[:, None])[..., None]
     return rearrange(parts, "l s a -> l (s a)")
+
+
+def _clip_of(dataset: ClipDataset, tokenizer: Any) -> Int[Tensor, " latents"]:
+    """Tell which clip every latent frame belongs to."""
+    counts = latent_offsets(dataset, tokenizer).diff()
+    return torch.repeat_interleave(torch.arange(len(dataset)), counts)
+
+
+def _frame_rows(dataset: ClipDataset, tokenizer: Any, count: int) -> Int[Tensor, "latents count"]:
+    """Number the frames of every latent frame: the last of them if all are asked for, or its first.
+
+    Args:
+        dataset: The clips.
+        tokenizer: Its latent frames hold `temporal_stride` frames, the first perhaps fewer.
+        count: `temporal_stride`, or 1 for the first frame; frames before their clip are none of it.
+    """
+    clip, stride = _clip_of(dataset, tokenizer), int(tokenizer.temporal_stride)
+    number = torch.arange(len(clip)) - latent_offsets(dataset, tokenizer)[clip]
+    latents = getattr(tokenizer, "first_latents", 1)
+    single = int(getattr(tokenizer, "first_frames", 1)) - (latents - 1) * stride
+    last = single - 1 + number * stride
+    first = torch.where(number > 0, last - (stride - 1), 0)
+    ahead = torch.arange(1 - count, 1)
+    rows = first[:, None] if count == 1 else last[:, None] + ahead
+    return torch.from_numpy(dataset.offsets)[clip][:, None] + rows
 
 
 def with_actions(values: Tensor, dataset: ClipDataset, acting: ActingSpec) -> Tensor:
@@ -323,9 +353,8 @@ def with_actions(values: Tensor, dataset: ClipDataset, acting: ActingSpec) -> Te
 def dataset_unknown(dataset: ClipDataset) -> Bool[Tensor, " frames"]:
     """Tell in which frames nobody knows what is done: those marked so, and the last of clips."""
     assert dataset.actions is not None
-    unknown = torch.zeros(len(dataset.actions), dtype=torch.bool)
-    if dataset.actions.dtype.kind == "i":
-        unknown = torch.from_numpy(dataset.actions < 0)
+    is_id = dataset.actions.dtype.kind == "i"
+    unknown = torch.from_numpy(dataset.actions < 0 if is_id else np.isnan(dataset.actions).any(1))
     unknown[torch.from_numpy(dataset.offsets[1:]) - 1] = True
     return unknown
 

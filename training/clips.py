@@ -37,11 +37,12 @@ class Windows:
         start: int64 [items], number of the window's first frame within its clip.
         actions: int64 [items, length] or float32 [items, length, parts]: the action at j moves
             frame j to frame j + 1. None without actions.
-        has_action: bool [items, length]; False where the clip has no next frame, and the action
-            there is -1 or zeros.
+        has_action: bool [items, length]; False where the clip has no next frame or nobody recorded
+            the action, which is -1 or zeros there.
         action_before: int64 [items] or float32 [items, parts], the action that led to the first
             frame of the window.
-        has_action_before: bool [items]; False where the window starts with its clip.
+        has_action_before: bool [items]; False where the window starts with its clip, or nobody
+            recorded that action.
     """
 
     frames: Tensor
@@ -86,7 +87,8 @@ class ClipDataset:
         split: Split of every clip, for instance "train".
         fps: Frames per second.
         actions: Integer [frames] (ids from 0; -1 = none, on last frames only) or float32
-            [frames, parts], the action of every frame, or None.
+            [frames, parts] (a row of nan where nobody recorded it), the action of every frame, or
+            None.
         action_names: Names of the ids; may be empty.
     """
 
@@ -246,11 +248,11 @@ class ClipDataset:
         if self.actions is None:
             return Windows(frames, is_real, torch.from_numpy(start))
         actions = self._actions_at(row)
-        has_action = torch.from_numpy(time + 1 < size)
+        has_action = torch.from_numpy(time + 1 < size) & _is_recorded(actions)
         none = NO_ACTION if actions.dtype == torch.int64 else 0.0
         actions[~has_action] = none
         before = self._actions_at(np.maximum(row[:, 0] - 1, 0))
-        has_before = torch.from_numpy(start > 0)
+        has_before = torch.from_numpy(start > 0) & _is_recorded(before)
         before[~has_before] = none
         place = torch.from_numpy(start)
         return Windows(frames, is_real, place, actions, has_action, before, has_before)
@@ -259,6 +261,13 @@ class ClipDataset:
         assert self.actions is not None
         dtype = np.int64 if self.actions.dtype.kind == "i" else np.float32
         return torch.from_numpy(self.actions[row].astype(dtype))
+
+
+def _is_recorded(actions: Tensor) -> Tensor:
+    """Tell of which actions something is known; ids of middle frames always are."""
+    if not actions.is_floating_point():
+        return torch.ones_like(actions, dtype=torch.bool)
+    return ~actions.isnan().any(-1)
 
 
 def tokenizer_input(frames: Tensor) -> Float[Tensor, "batch channels frames *sides"]:
@@ -364,9 +373,13 @@ def _check_actions(actions: NDArray, offsets: NDArray[np.int64], num_names: int)
     if actions.dtype.kind == "f":
         if actions.ndim != 2:
             raise DataError(f"actions are {list(actions.shape)}; needed [frames, parts]")
-        if not np.isfinite(actions).all():
-            row = int(np.flatnonzero(~np.isfinite(actions).all(axis=1))[0])
-            raise DataError(f"the action of frame {row} is not a finite number")
+        is_odd = ~np.isfinite(actions).all(axis=1) & ~np.isnan(actions).all(axis=1)
+        if is_odd.any():
+            row = int(is_odd.argmax())
+            raise DataError(
+                f"the action of frame {row} is {actions[row].tolist()}; needed finite numbers, or "
+                "none (all nan) where it was not recorded"
+            )
         return
     if actions.dtype.kind != "i" or actions.ndim != 1:
         raise DataError(f"actions are {actions.dtype} {list(actions.shape)}; needed ids [frames]")

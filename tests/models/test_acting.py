@@ -1,5 +1,7 @@
 """Models that act: rows by role, two heads, and an observation in place of what was imagined."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -7,10 +9,12 @@ from blockloom.core.errors import ModelError, UsageError
 from blockloom.core.layout import Copy, Role
 from blockloom.core.layouts import acting_frames
 from blockloom.core.plan import build_plan
-from blockloom.core.proof import compare
+from blockloom.core.proof import Contents, compare, decode_forward, training_forward
 from blockloom.core.recipe import load_recipe
 from blockloom.core.sampling import item_generator
 from blockloom.models.acting import ActingRollout
+from blockloom.models.live import LiveRollout
+from blockloom.training.objective import ModelStage
 
 NAME = "video/par"
 NUMBERS = (
@@ -189,8 +193,6 @@ def test_what_was_done_changes_what_is_imagined(tiny):
     other = contents.values.clone()
     other[:, 16] = (other[:, 16] + 1) % 4  # the action of frame 0
     decoder = tiny.decoder(model, TEXTS[:2])
-    from blockloom.core.proof import Contents, training_forward
-
     with torch.no_grad():
         layout, one = training_forward(plan, decoder, contents)
         changed = Contents(other, contents.is_masked)
@@ -230,3 +232,93 @@ def test_models_that_do_not_act_and_odd_actions_are_refused(tiny):
         player.do(torch.tensor([0, 4]))
     with pytest.raises(ModelError, match="do not fit the 5 channels"):
         tiny.model(NAME, *NUMBERS, "acting.numbers=6")
+
+
+# -- what nobody knows ------------------------------------------------------------------------
+
+
+def with_holes(model, contents, plan):
+    """Hide a frame of the first item and an action of the second from everybody."""
+    values = contents.values.clone()
+    nothing = -1 if model.config.codebook_size else float("nan")
+    values[0, plan.sources(2)] = nothing
+    values[1, plan.sources(3)] = nothing
+    return Contents(values, contents.is_masked)
+
+
+@pytest.mark.parametrize("overrides", [(), ("cache.window=4",), ("cache.write=separate",), NUMBERS])
+def test_cached_decode_equals_masked_forward_where_values_are_missing(tiny, overrides):
+    model = tiny.model(NAME, *overrides, dtype=torch.float64)
+    plan = build_plan(model.recipe, 4, 4, frames=5)
+    contents = tiny.contents(model, plan)
+    holes = with_holes(model, contents, plan)
+    with torch.no_grad():
+        parity = compare(plan, tiny.decoder(model, TEXTS[:2]), holes)
+        whole, told = (
+            training_forward(plan, tiny.decoder(model, TEXTS[:2]), c)[1] for c in (contents, holes)
+        )
+    assert parity.max_error < 1e-10
+    assert parity.scale > 1 and parity.num_rows >= plan.num_slots
+    # Later rows are told that nothing is known; earlier ones are what they were.
+    layout = plan.training_layout()
+    moved = (whole - told).abs().amax(-1) > 1e-6
+    noisy = layout.copy == Copy.NOISY
+    assert moved[0, noisy & (layout.block == 3)].all()
+    assert moved[1, noisy & (layout.block == 4)].all()
+    assert not moved[:, layout.block < 2].any() and not moved[1, layout.block == 2].any()
+
+
+def test_training_masks_the_rows_that_decoding_masks(tiny):
+    model = tiny.model(NAME, *NUMBERS, "layout.frames=5", dtype=torch.float64)
+    plan = build_plan(model.recipe, 4, 4)
+    hidden = replace(tiny.contents(model, plan), is_masked=torch.ones(2, plan.num_slots) > 0)
+    holes = with_holes(model, hidden, plan)
+    prompts = model.text_encoder.tokenize(TEXTS[:2])
+    stage = ModelStage(model, holes.values, prompts, TEXTS[:2])
+    never = torch.zeros(2, dtype=torch.bool)
+    own, layout, lowered = stage.plan(torch.Generator())
+    batch = stage.corrupt(holes.values, own, layout, torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        trained = stage.hidden_states(torch.arange(2), never, batch, layout, lowered)
+        passes = decode_forward(plan, tiny.decoder(model, TEXTS[:2]), holes)
+    for block in (3, 5, 7, 9):  # actions: one row each, masked in training as in decoding
+        at = (layout.block[batch.loss_rows] == block).nonzero()[0, 0]
+        row = next(h[:, -1] for rows, h in passes if int(rows.block[-1]) == block)
+        assert (trained[:, at] - row).abs().max() < 1e-10
+    lost = batch.weight == 0
+    assert lost[0].sum() >= 16 and lost[1, layout.source[batch.loss_rows] == 33].all()
+    assert bool(batch.values.isfinite().all()) and bool(batch.target.isfinite().all())
+
+
+def test_players_go_on_where_nothing_was_seen_or_nobody_knows_what_was_done(tiny):
+    def last_action(frame, done):
+        player = stream(tiny, *NUMBERS)
+        seen = frames(player.model, 2)
+        player.see(torch.where(torch.tensor(frame), torch.nan, seen[0]))
+        player.do(torch.where(torch.tensor(done), torch.nan, torch.ones(2, 2)))
+        player.see(seen[1])
+        return player.act()
+
+    whole = last_action([False], [False])
+    blind = last_action([[[True]], [[False]]], [False])
+    unsure = last_action([False], [[False], [True]])
+    for drawn, own in ((blind, 0), (unsure, 1)):
+        assert bool(drawn.isfinite().all())
+        assert not torch.equal(drawn[own], whole[own])
+        assert torch.equal(drawn[1 - own], whole[1 - own])  # nobody else notices
+    coded = stream(tiny)
+    coded.see(torch.full((2, 16, 1), -1))
+    coded.do(torch.tensor([-1, 2]))
+    assert int(coded.live._rollout.values.min()) == 0
+    state = coded.live.snapshot()
+    other = stream(tiny)
+    other.live.restore(state)
+    assert torch.equal(other.live._rollout.is_missing, coded.live._rollout.is_missing)
+    assert int(other.live._rollout.is_missing.sum()) == 2 * 16 + 1
+
+
+def test_models_that_never_saw_unknown_values_refuse_them(tiny):
+    model = tiny.model("video/teacher_forcing")
+    live = LiveRollout(model, ["a"], [item_generator(0, 0)])
+    with pytest.raises(UsageError, match="hold unknown values"):
+        live.observe(torch.full((1, 16, 5), torch.nan), torch.zeros(1, 1, 4))

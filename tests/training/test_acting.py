@@ -71,6 +71,12 @@ def test_numbers_are_kept_as_they_are_and_unknown_ones_are_none():
     rows = with_actions(torch.zeros(8, 2, 3), two_clips(done), acting)
     assert rows[0, 2].tolist() == [0.0, 1.0, 0.0] and rows[4, 2].tolist() == [8.0, 9.0, 0.0]
     assert rows[:, 2].isnan().all(-1).nonzero()[:, 0].tolist() == [2, 7]
+    done[4] = np.nan  # not recorded
+    rows = with_actions(torch.zeros(8, 2, 3), two_clips(done), acting)
+    assert rows[:, 2].isnan().all(-1).nonzero()[:, 0].tolist() == [2, 4, 7]
+    done[5, 0] = np.nan
+    with pytest.raises(DataError, match=r"the action of frame 5 is \[nan, 11\.0\]; needed finite"):
+        two_clips(done)
 
 
 def test_windows_go_on_behind_the_end_of_a_clip_where_nothing_is_known():

@@ -120,7 +120,27 @@ def test_a_latent_frame_gets_the_actions_of_all_its_frames():
     wanted[5, 0, 0] = wanted[5, 1, 2] = 1
     assert torch.equal(led, wanted.flatten(1))
     with pytest.raises(DataError, match=r"3 ids x 2 frames; set condition\.actions to 6"):
-        leading_actions(clips, 3, Strided())
+        leading_actions(clips, 4, Strided())
+    # One row alone is that of the latent's first frame: what is known before it begins.
+    first = leading_actions(clips, 3, Strided())
+    assert torch.equal(first, wanted[:, 0])
+
+
+class Chunked(Strided):
+    """Stands in for a tokenizer all of whose latent frames hold two frames."""
+
+    first_frames = 2
+
+
+def test_a_latent_frame_of_two_frames_from_the_start_gets_what_led_to_both():
+    frames, offsets = np.zeros((10, 4), np.float32), np.array([0, 6, 10])
+    numbers = np.arange(10, dtype=np.float32)[:, None] + 1
+    numbers[2] = np.nan  # not recorded
+    clips = ClipDataset(frames, offsets, ["", ""], ["train"] * 2, actions=numbers)
+    assert latent_offsets(clips, Chunked()).tolist() == [0, 3, 5]
+    assert leading_actions(clips, 1, Chunked())[:, 0].tolist() == [0, 2, 4, 0, 8]
+    both = leading_actions(clips, 2, Chunked()).tolist()
+    assert both == [[0, 1], [2, 0], [4, 5], [0, 7], [8, 9]]
 
 
 def test_prompts_are_kept_once_per_clip():

@@ -214,7 +214,7 @@ def test_converting_keeps_every_value(tmp_path):
     assert (got.frames == source.frames).all() and (got.actions == source.actions).all()
 
 
-NAN = np.full((5, 2), np.nan, dtype=np.float32)
+HALF = np.tile(np.array([np.nan, 0], dtype=np.float32), (5, 1))
 BAD_ARCHIVES = [
     ({"drop": ("frames",)}, "has no array 'frames'"),
     ({"drop": ("offsets",)}, "no array 'offsets'"),
@@ -232,7 +232,7 @@ BAD_ARCHIVES = [
     ({"actions": np.array([0, 1, 2, 0])}, "4 actions for 5 frames in 2 clips; allowed 5, or 3"),
     ({"actions": np.array([2, 3, -1, 1, -1])}, r"clip 0, frame 1: action 3; allowed 0\.\.2"),
     ({"actions": np.array([2, -1, -1, 1, -1])}, "clip 0, frame 1: action -1"),
-    ({"actions": NAN}, "action of frame 0 is not a finite"),
+    ({"actions": HALF}, "action of frame 0 is .nan, 0.0.; needed finite numbers"),
     ({"actions": np.zeros(5, dtype=np.float32)}, r"needed whole numbers \[frames\] or floats"),
     ({"actions": np.array(["a"] * 5)}, "actions are <U1"),
     ({"mission": np.array(["a"])}, r"'mission' has shape \[1\], not \[2\]"),
