@@ -336,7 +336,7 @@ class Eval(Common):
     sheet: Path = None
     """PNG that shows data set pictures, or frames, above what the model drew for them."""
     num: Annotated[int | None, values.spec(values.whole("--num", 1, 10**7), "N")] = None
-    """Pictures per split, or beginnings of videos, for a quick look."""
+    """Pictures per split, beginnings of videos or texts of motions, for a quick look."""
     steps: Steps = None
     """As for generate."""
     endurance: Annotated[
@@ -345,6 +345,9 @@ class Eval(Common):
     """Videos: also draw one world for this many frames (4096 shows whether it lasts)."""
     simulator: bool = False
     """Models that act: play held-out episodes in the real simulator (extra: babyai)."""
+    evaluator: Path = None
+    """Motions: folder of the text-motion evaluator, trained from --data there when missing; beside
+    the model when not given."""
     seed: Annotated[int, values.spec(values.whole("--seed", 0, values.MAX_SEED), "0..2**64-1")] = 0
     """Seed of the drawn pictures."""
     device: Device = "auto"

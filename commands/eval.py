@@ -41,6 +41,7 @@ def run(args: Eval) -> int:
     result = evaluate(
         folder, data, num=args.num, seed=args.seed, device=device, sheet=sheet, steps=args.steps,
         endurance=args.endurance or 0, simulator=args.simulator,
+        evaluator=None if args.evaluator is None else Path(args.evaluator).expanduser(),
     )  # fmt: skip
     if out is None:
         output.emit_json(result)

@@ -30,6 +30,7 @@ from .clip_run import clip_model_stage, load_clip_data, train_clip_tokenizer
 from .clip_stage import remembered
 from .data import ImageDataset, load_images
 from .loop import TrainConfig, Trainer
+from .motion_evaluation import MotionSettings, evaluate_motions
 from .objective import ModelStage, stage_summary
 from .pictures import evaluate_pictures, held_out_items
 from .selfcheck import mask_self_check
@@ -403,34 +404,41 @@ def evaluate(
     steps: int | None = None,
     endurance: int = 0,
     simulator: bool = False,
+    evaluator: Path | None = None,
 ) -> dict[str, Any]:
     """Measure a pipeline on a data set.
 
     Args:
         folder: Pipeline folder.
         data: Captioned images or clips with splits, as `load_images` and `load_clips` read them.
-        num: Pictures drawn per split, None = all; for videos held-out beginnings, None = about 100.
+        num: Pictures drawn per split, None = all; for videos held-out beginnings, None = about 100;
+            for motions held-out texts, None = all.
         seed: Seed of everything drawn and of the choice of items.
         device: Where to run.
         sheet: PNG with data set pictures or frames above drawn ones; None = no picture.
         steps: Rows per block; None = the recipe's.
         endurance: Frames of one long rollout of a video model; 0 = none.
         simulator: Let a model that acts play held-out episodes in the real simulator.
+        evaluator: Folder of a text-motion evaluator, made when missing; None = beside the model.
 
     Returns:
         JSON-ready numbers. Pictures: reconstruction PSNR, prompt retrieval per split with its
-        baselines. Videos: see `evaluate_clips`; models that act: `evaluate_acting`.
+        baselines. Videos: see `evaluate_clips`; motions: `evaluate_motions`; models that act:
+        `evaluate_acting`.
 
     Raises:
-        UsageError: A long rollout of a model that draws pictures, or a simulator for a model that
-            does not act, or none for one that does.
+        UsageError: A long rollout or an evaluator for a model it is not for, or a simulator for a
+            model that does not act, or none for one that does.
         DataError: Data that does not fit the model.
     """
     folder = Path(folder)
     model, tokenizer = load_pipeline_parts(folder)
-    is_video = model.recipe.modality == "video"
+    modality = model.recipe.modality
+    is_video, made = modality == "video", {"image": "pictures"}.get(modality, f"{modality}s")
     if endurance and not is_video:
-        raise UsageError(f"endurance {endurance}: {folder.name} makes pictures; leave it out")
+        raise UsageError(f"endurance {endurance}: {folder.name} makes {made}; leave it out")
+    if evaluator is not None and modality != "motion":
+        raise UsageError(f"an evaluator judges motions, {folder.name} makes {made}")
     model, tokenizer = model.to(device), tokenizer.to(device)
     result: dict[str, Any] = {
         "model": folder.name,
@@ -445,6 +453,10 @@ def evaluate(
         raise UsageError(f"{folder.name} {'acts' if acts else 'does not act'}; {hint}")
     if acts:
         return result | evaluate_acting(model, tokenizer, data, num=num, seed=seed)
+    if modality == "motion":
+        motions = medium_of(model.recipe).read(model.recipe, data, tokenizer)
+        how = MotionSettings(num, seed, steps, evaluator=evaluator, progress=True)
+        return result | evaluate_motions(model, tokenizer, motions, folder, how, Path(data).name)
     if is_video:
         clips = load_clip_data(model.recipe, data, tokenizer)
         settings = ClipSettings(num, seed, steps, endurance)
