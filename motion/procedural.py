@@ -59,7 +59,8 @@ class _Controls:
         lift: How far the whole body is above the floor.
         tilt: Forward lean of the pelvis.
         bend, twist: Of the whole spine, forward and to the left.
-        out, forward, elbow: Arms: away from the body sideways, swung forward, bent.
+        out, forward, roll, elbow: Arms: away from the body sideways, swung forward, turned about
+            themselves (inward above 0 where they hang), bent.
         foot_forward, foot_up, foot_out: How far a foot is moved from its place.
     """
 
@@ -74,6 +75,7 @@ class _Controls:
     twist: Tensor | float = 0.0
     out: Sides = (0.12, 0.12)
     forward: Sides = (0.0, 0.0)
+    roll: Sides = (0.0, 0.0)
     elbow: Sides = (0.25, 0.25)
     foot_forward: Sides = (0.0, 0.0)
     foot_up: Sides = (0.0, 0.0)
@@ -144,7 +146,7 @@ def _wave(time: Tensor, draw: Tensor, side: str) -> _Controls:
     shake = raised * (0.45 + 0.1 * draw[1]) * torch.sin(2 * math.pi * (1.3 + 0.4 * draw[0]) * time)
     out = 0.12 + raised * (1.45 + 0.2 * draw[2])
     return _Controls(
-        out=_on_side(side, out, 0.12), forward=_on_side(side, 0.15 * raised, 0.0),
+        out=_on_side(side, out, 0.12), roll=_on_side(side, -1.6 * raised, 0.0),
         elbow=_on_side(side, 0.25 + raised * 1.3 + shake, 0.25),
     )  # fmt: skip
 
@@ -212,8 +214,8 @@ def _raise_arms(time: Tensor, draw: Tensor) -> _Controls:
 
 def _clap(time: Tensor, draw: Tensor) -> _Controls:
     apart = 0.5 - 0.5 * torch.cos(2 * math.pi * (1.6 + 0.4 * draw[0]) * time)
-    out = 0.02 + 0.55 * apart
-    return _Controls(out=(out, out), forward=(0.75, 0.75), elbow=(1.25 - 0.3 * apart,) * 2)
+    roll = 1.1 - 0.8 * apart
+    return _Controls(forward=(0.6, 0.6), roll=(roll, roll), elbow=(1.4, 1.4))
 
 
 def _jack(time: Tensor, draw: Tensor) -> _Controls:
@@ -370,7 +372,8 @@ def _spine_and_arms(world: dict[str, Tensor], controls: _Controls, time: Tensor)
         out, ahead = _full(controls.out[side], time), _full(controls.forward[side], time)
         world[f"{name}_collar"] = world[f"{name}_shoulder"] = turn
         hang = about_axis("Z", sign * (out - math.pi / 2))
-        world[f"{name}_elbow"] = multiply(turn, multiply(about_axis("X", -ahead), hang))
+        arm = multiply(hang, about_axis("X", _full(controls.roll[side], time)))
+        world[f"{name}_elbow"] = multiply(turn, multiply(about_axis("X", -ahead), arm))
         bend = about_axis("Y", -sign * _full(controls.elbow[side], time))
         world[f"{name}_wrist"] = multiply(world[f"{name}_elbow"], bend)
 
