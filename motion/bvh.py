@@ -180,6 +180,8 @@ class _Hierarchy:
         if key == "END":
             self.declare("END", "")
             return ""
+        if not self.open and key.startswith("FRAME"):
+            raise self.fault(f"{word[:40]!r} without the line MOTION before it")
         if not self.open:
             raise self.fault(f"unknown word {word[:40]!r} outside all joints")
         if key == "OFFSET":

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
-from jaxtyping import Float32
+from jaxtyping import Float
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -26,22 +26,22 @@ class Motion:
     """A moving body.
 
     Attributes:
-        joints: float32 [frames, joints, 3], metres, Y up, right-handed, in the world.
+        joints: [frames, joints, 3], stored as float32; metres, Y up, right-handed, in the world.
         skeleton: The body; its bones are those of the rest pose.
         fps: Frames per second.
-        rotations: float32 [frames, joints, 4], unit quaternions (w, x, y, z), or None where only
-            places are known. Entry j turns the bone that ends at joint j against the bone that
-            ends at its parent; entry 0 is the root's in the world (see `skeleton.py`).
+        rotations: [frames, joints, 4], stored as float32; unit quaternions (w, x, y, z), or None
+            where only places are known. Entry j turns the bone that ends at joint j against the
+            bone that ends at its parent; entry 0 is the root's in the world (see `skeleton.py`).
         text: What happens, or "".
 
     Raises:
         DataError: The parts do not fit, there is no frame, or a number is not finite.
     """
 
-    joints: Float32[np.ndarray, "frames joints 3"]
+    joints: Float[np.ndarray, "frames joints 3"]
     skeleton: Skeleton
     fps: float = 20.0
-    rotations: Float32[np.ndarray, "frames joints 4"] | None = None
+    rotations: Float[np.ndarray, "frames joints 4"] | None = None
     text: str = ""
 
     def __post_init__(self) -> None:

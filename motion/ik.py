@@ -17,11 +17,13 @@ from torch import Tensor
 
 from .clip import distance_mm
 from .rotations import (
+    angle_of,
     between,
     inverse,
     multiply,
     quaternion_from_matrix,
     rotate,
+    slerp,
     unit,
 )
 from .skeleton import Skeleton, forward_kinematics, local_rotations, world_rotations
@@ -29,6 +31,10 @@ from .skeleton import Skeleton, forward_kinematics, local_rotations, world_rotat
 _NEAR_OPPOSITE = -0.9
 """Cosine below which a bone is so close to opposite its rest direction that the shortest turn
 jumps about; such frames go on from the frame before."""
+_RETURN = 0.15
+"""Part of the way back to the shortest turn's twist that each later frame goes."""
+_CLOSE = 0.01
+"""Radians from the shortest turn at which later frames take it again."""
 
 
 def solve(
@@ -80,14 +86,25 @@ def _from_reference(
 
 
 def _steady_swing(rest: Tensor, bones: Tensor) -> Tensor:
-    """Return shortest turns of `rest` to each bone, going on steadily where they are unclear."""
+    """Return shortest turns of `rest` to each bone, going on steadily where they are unclear.
+
+    Near the opposite of `rest` the twist of the frame before is carried on; past it, the twist
+    goes back to that of the shortest turn little by little.
+    """
     turns = between(rest, bones)
-    cosine = (unit(bones) * unit(rest)).sum(-1)
-    for frame in (cosine < _NEAR_OPPOSITE).nonzero()[:, 0].tolist():
-        if frame:
-            before = turns[frame - 1]
-            step = between(rotate(before, rest), bones[frame])
-            turns[frame] = unit(multiply(step, before))
+    is_unclear = (unit(bones) * unit(rest)).sum(-1) < _NEAR_OPPOSITE
+    carries = False
+    for frame in range(1, len(turns) if bool(is_unclear.any()) else 0):
+        unclear = bool(is_unclear[frame])
+        if not (unclear or carries):
+            continue
+        before, shortest = turns[frame - 1], turns[frame].clone()
+        step = between(rotate(before, rest), bones[frame])
+        turns[frame] = unit(multiply(step, before))
+        carries = unclear or float(angle_of(multiply(inverse(turns[frame]), shortest))) > _CLOSE
+        if not unclear:
+            back = torch.tensor(_RETURN if carries else 1.0).to(turns)
+            turns[frame] = slerp(turns[frame], shortest, back)
     return turns
 
 

@@ -7,8 +7,9 @@ intrinsic and left to right: "ZXY" means R = Rz Rx Ry, as BVH channels do.
 
 What it does not know: skeletons, clips, files.
 
-Invariants: every function works on any leading axes and keeps dtype and device; q and -q are the
-same rotation, and functions that return a quaternion say nothing about the sign unless told.
+Invariants: every function works on any leading axes, broadcast against each other, and keeps
+dtype and device; q and -q are the same rotation, and functions that return a quaternion say
+nothing about the sign unless told.
 """
 
 import math
@@ -19,9 +20,9 @@ from torch import Tensor
 
 from ..core.errors import UsageError, describe, nearest
 
-Quaternions = Float[Tensor, "*batch 4"]
-Vectors = Float[Tensor, "*batch 3"]
-Matrices = Float[Tensor, "*batch 3 3"]
+Quaternions = Float[Tensor, "*#batch 4"]
+Vectors = Float[Tensor, "*#batch 3"]
+Matrices = Float[Tensor, "*#batch 3 3"]
 
 EULER_ORDERS = (
     *("XYZ", "XZY", "YXZ", "YZX", "ZXY", "ZYX"),
@@ -61,7 +62,7 @@ def rotate(rotations: Quaternions, vectors: Vectors) -> Vectors:
     return vectors + rotations[..., :1] * twice + torch.linalg.cross(v, twice)
 
 
-def about_axis(axis: str, angle: Float[Tensor, "*batch"]) -> Quaternions:
+def about_axis(axis: str, angle: Float[Tensor, "*#batch"]) -> Quaternions:
     """Build rotations about one of the coordinate axes.
 
     Args:
@@ -74,7 +75,7 @@ def about_axis(axis: str, angle: Float[Tensor, "*batch"]) -> Quaternions:
     return torch.stack(parts, dim=-1)
 
 
-def angle_of(rotations: Quaternions) -> Float[Tensor, "*batch"]:
+def angle_of(rotations: Quaternions) -> Float[Tensor, "*#batch"]:
     """Return how far each rotation turns, in radians in [0, pi]."""
     return 2 * torch.atan2(rotations[..., 1:].norm(dim=-1), rotations[..., 0].abs())
 
@@ -99,7 +100,7 @@ def between(source: Vectors, target: Vectors) -> Quaternions:
     return torch.where(has_both, unit(half), identity(like=source))
 
 
-def slerp(start: Quaternions, end: Quaternions, ratio: Float[Tensor, "*batch"]) -> Quaternions:
+def slerp(start: Quaternions, end: Quaternions, ratio: Float[Tensor, "*#batch"]) -> Quaternions:
     """Go from one rotation to another at constant angular speed, the shorter way round.
 
     Args:
@@ -117,7 +118,7 @@ def slerp(start: Quaternions, end: Quaternions, ratio: Float[Tensor, "*batch"]) 
     return unit(multiply(start, torch.cat([torch.cos(half)[..., None], turned], dim=-1)))
 
 
-def yaw(rotations: Quaternions) -> Float[Tensor, "*batch"]:
+def yaw(rotations: Quaternions) -> Float[Tensor, "*#batch"]:
     """Return the heading, in radians in [-pi, pi]: where the turned +Z axis points over the floor.
 
     Heading h means the direction (sin h, 0, cos h). When +Z points straight up or down, the
@@ -236,7 +237,7 @@ def quaternion_from_euler(angles: Float[Tensor, "*batch axes"], order: str) -> Q
     return result
 
 
-def euler_from_quaternion(rotations: Quaternions, order: str) -> Float[Tensor, "*batch 3"]:
+def euler_from_quaternion(rotations: Quaternions, order: str) -> Float[Tensor, "*#batch 3"]:
     """Return angles in degrees of any of the twelve orders.
 
     The middle angle is in [-90, 90] for three different axes and in [0, 180] for X-Y-X kinds,

@@ -156,8 +156,6 @@ def _check(skeleton: Skeleton) -> None:
             f"a skeleton has 1 to {MAX_JOINTS} joints with a parent each; "
             f"got {len(names)} names and {len(parents)} parents"
         )
-    if bad := next((name for name in names if not isinstance(name, str) or not name), None):
-        raise DataError(f"joint name {bad!r} of a skeleton is not a text")
     if len(set(names)) != len(names) or "" in names:
         twice = next(name for name in names if names.count(name) > 1 or not name)
         raise DataError(f"joint name {twice!r} of a skeleton is empty or stands there twice")
@@ -209,9 +207,7 @@ def skeleton_from_dict(data: Mapping[str, Any], source: str = "skeleton") -> Ske
     for number, joint in enumerate(joints):
         parent = joint.get("parent")
         if parent is not None and str(parent) not in names[:number]:
-            raise DataError(
-                f"{source}: parent {parent!r} of {names[number]!r} stands not before it"
-            )
+            raise DataError(f"{source}: parent {parent!r} of {names[number]!r} is not before it")
         parents.append(-1 if parent is None else names.index(str(parent)))
     return Skeleton(tuple(names), tuple(parents), offsets, **lists)
 
