@@ -39,6 +39,7 @@ class VideoRequest:
         last: Values of the last latent frames, for models that see a whole video at once; or None.
         actions: What was done on the way to every latent frame; models with actions need it.
         structure: What every token is told of its frame's shape; models with structure need it.
+        told: Tokens of every latent frame that the recipe is always given, its first ones.
         num_steps: Rows per block; None = the recipe's.
         guidance_scale: 1 = off; None = the recipe's.
         temperature: 0 = greedy; None = the recipe's.
@@ -54,6 +55,7 @@ class VideoRequest:
     guidance_scale: float | None = None
     temperature: float | None = None
     structure: Float[Tensor, "items frames cells numbers"] | None = None
+    told: Float[Tensor, "items frames given channels"] | None = None
 
     @property
     def num_given(self) -> int:
@@ -168,7 +170,8 @@ class LiveBlocks(VideoBlocks):
             self._act()
             return
         source = self._live.plan.sources(self._live.block)
-        for event in self._live.events(actions):
+        told = None if self.request.told is None else self.request.told[:, frames]
+        for event in self._live.events(actions, told):
             self._last = event.data["values"][:, source]
             yield replace(event, block=part, of_blocks=self.num_parts)
         self._act()
@@ -213,6 +216,11 @@ class WholeBlocks(VideoBlocks):
                 count = slots.shape[1]
                 place = slice(-count, None) if is_last else slice(0, count)
                 values[:, place], known[:, place] = slots.to(values), True
+        if self.request.told is not None:
+            is_told = self.model.is_given(torch.arange(values.shape[1], device=values.device))
+            self._check_told(self.request.told, values)
+            values[:, is_told] = self.request.told.flatten(1, 2).to(values)
+            known[:, is_told] = True
         return values, known
 
     def events(self, part: int) -> Iterator[Event]:
@@ -228,6 +236,14 @@ class WholeBlocks(VideoBlocks):
                 self._finished.add(event.block)
             yield event
 
+    def _check_told(self, told: Tensor, values: Tensor) -> None:
+        given = self.model.recipe.layout.given
+        wanted = (len(values), self.request.frames, given, values.shape[-1])
+        if tuple(told.shape) != wanted:
+            raise UsageError(
+                f"told tokens have shape {tuple(told.shape)}; this model takes {wanted}"
+            )
+
     def set_prompts(self, prompts: Sequence[str]) -> None:
         """Change the prompts of the parts to come; what is cached stays as it was."""
         rollout, uncond = self._rollout, None
@@ -235,9 +251,7 @@ class WholeBlocks(VideoBlocks):
             uncond = null_prompts(self.model, len(prompts))
         vectors = prompt_vectors(self.model, prompts)
         told, shown = (getattr(rollout.decoder, name, None) for name in ("actions", "structure"))
-        rollout.decoder = ModelDecoder(
-            self.model, vectors, uncond, actions=told, structure=shown
-        )
+        rollout.decoder = ModelDecoder(self.model, vectors, uncond, actions=told, structure=shown)
 
     def _slots(self, part: int) -> Tensor:
         size = self.per_part * self.model.config.height * self.model.config.width

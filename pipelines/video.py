@@ -6,7 +6,7 @@ frames. It knows neither masks nor schedules.
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 import torch
@@ -16,25 +16,25 @@ from PIL import Image
 from torch import Tensor
 
 from ..core.errors import UsageError, check_one_of, describe
-from ..core.recipe import frames_per_block
 from ..core.rollout import Event
-from ..models.video import VideoBlocks, VideoRequest, sees_the_end, video_blocks
+from ..models.video import VideoRequest, video_blocks
+from ..tokenizers.structure import structure_tokens
 from ..tokenizers.video_base import StreamState
-from .base import CallPipeline, item_generators
+from .base import item_generators
+from .blocks import BlockPipeline, Frames, Job, check_settings
 from .clip_frames import to_clip, to_frames
 from .video_checks import (
-    check_frames,
     check_numbers,
     first_frames,
-    near_counts,
     prompt_plan,
+    structure_maps,
     told_actions,
 )
 
 OUTPUT_TYPES = ("np", "pil")
-_CALLBACK_TENSORS = ("latents", "is_known")
 _DEFAULTS: dict[str, Any] = {
     "image": None, "video": None, "last_image": None, "num_frames": None, "actions": None,
+    "structure": None,
     "num_inference_steps": None, "guidance_scale": None, "temperature": None,
     "num_videos_per_prompt": 1, "generator": None, "seed": None,
 }  # fmt: skip
@@ -54,31 +54,34 @@ class VideoPipelineOutput(BaseOutput):
     is_complete: bool = True
 
 
-@dataclass
-class _Job:
-    """A checked request: what runs, what is told when, and what stands at the ends."""
+class _Pixels(Frames):
+    """Decodes values chunk by chunk; given frames stand as they were given."""
 
-    blocks: VideoBlocks
-    prompts: list[list[str]]
-    given: NDArray[np.uint8] | None
-    last: NDArray[np.uint8] | None
-    values: Tensor | None
+    def __init__(
+        self, tokenizer: Any, given: NDArray[np.uint8] | None, last: NDArray[np.uint8] | None,
+        values: Tensor | None,
+    ) -> None:  # fmt: skip
+        self._tokenizer, self._given, self._last, self._values = tokenizer, given, last, values
+        self._state: StreamState | None = None
+
+    def given(self) -> dict[str, Any] | None:
+        """Hand out the given frames; the decoder takes them in as its past."""
+        if self._given is None or self._values is None:
+            return None
+        _, self._state = self._tokenizer.decode_chunk(self._values)
+        return {"frames": self._given}
+
+    def made(self, values: Tensor, *, is_last: bool) -> dict[str, Any]:
+        """Decode; a given last frame replaces the last."""
+        pixels, self._state = self._tokenizer.decode_chunk(values, self._state)
+        frames = to_frames(pixels)
+        if self._last is not None and is_last:
+            frames[:, -1:] = self._last
+        return {"frames": frames}
 
 
-class VideoPipeline(CallPipeline):
+class VideoPipeline(BlockPipeline):
     """Makes videos with any video recipe."""
-
-    _callback_tensor_inputs: ClassVar[list[str]] = list(_CALLBACK_TENSORS)
-
-    @property
-    def frames_per_block(self) -> int:
-        """Latent frames the model makes together; 1 for models that make single tokens, or all."""
-        return frames_per_block(self.model.recipe.layout.block) or 1
-
-    @property
-    def trained_frames(self) -> int:
-        """Frames of the clips the model was trained on."""
-        return self.tokenizer.num_frames(self.model.recipe.layout.frames)
 
     @torch.no_grad()
     def __call__(
@@ -100,6 +103,7 @@ class VideoPipeline(CallPipeline):
         temperature: float | None = None,
         seed: int | None = None,
         last_image: Any = None,
+        structure: Any = None,
     ) -> VideoPipelineOutput | tuple[Any, ...]:
         """Make videos.
 
@@ -125,6 +129,9 @@ class VideoPipeline(CallPipeline):
             temperature: 0 = greedy, at most 100; None = the recipe's.
             seed: Used when no generator is given: video k is item k of the seed.
             last_image: Last frame, for models that make all frames together (layout.block "all").
+            structure: What every frame, the given ones included, looks like, for models that are
+                guided by it: a clip as for `video`, of which the model's map is taken, or maps in
+                [0, 1], float [frames, height, width]. Their number is that of the video's frames.
 
         Returns:
             `frames` and `is_complete`.
@@ -134,23 +141,16 @@ class VideoPipeline(CallPipeline):
         """
         given = {name: value for name, value in locals().items() if name in _DEFAULTS}
         check_one_of("output_type", output_type, OUTPUT_TYPES)
-        wanted = callback_on_step_end_tensor_inputs
-        for name in wanted:
-            check_one_of("callback_on_step_end_tensor_inputs", name, _CALLBACK_TENSORS)
-        job, index, parts, is_complete = self._job(prompt, given), 0, [], True
-        with self.progress_bar(total=job.blocks.num_parts) as bar:
-            for event in self._events(job, lambda: False):
-                if event.kind == "row" and callback_on_step_end is not None:
-                    tensors = {"latents": event.data["values"], "is_known": event.data["is_known"]}
-                    told = {name: tensors[name] for name in wanted}
-                    callback_on_step_end(self, index, event.data["level"], told)
-                    index += 1
-                if event.kind == "decoded":
-                    parts.append(event.data["frames"])
-                    bar.update(event.data["parts"])
-                if event.kind == "done":
-                    is_complete = event.data["is_complete"]
-        frames = _finished(parts, output_type, len(job.prompts), self.tokenizer.frame_size)
+        parts, is_complete = self._collected(
+            job := self._job(prompt, given), callback_on_step_end,
+            callback_on_step_end_tensor_inputs,
+        )  # fmt: skip
+        frames = _finished(
+            [part["frames"] for part in parts],
+            output_type,
+            len(job.prompts),
+            self.tokenizer.frame_size,
+        )
         if not return_dict:
             return (frames, is_complete)
         return VideoPipelineOutput(frames=frames, is_complete=is_complete)
@@ -179,14 +179,12 @@ class VideoPipeline(CallPipeline):
         Raises:
             UsageError: unknown setting, or one outside its range.
         """
-        unknown = sorted(set(settings) - set(_DEFAULTS))
-        if unknown:
-            raise UsageError(describe("stream setting", unknown[0], ", ".join(_DEFAULTS)))
-        yield from self._events(self._job(prompt, _DEFAULTS | settings), should_stop)
+        job = self._job(prompt, check_settings(settings, _DEFAULTS))
+        yield from self._events(job, should_stop)
 
     # -- the request ------------------------------------------------------------------------
 
-    def _job(self, prompt: Any, given: dict[str, Any]) -> _Job:
+    def _job(self, prompt: Any, given: dict[str, Any]) -> Job:
         """Check a call and open its rollout."""
         check_numbers(given)
         copies, size = given["num_videos_per_prompt"], tuple(self.tokenizer.frame_size)
@@ -195,7 +193,11 @@ class VideoPipeline(CallPipeline):
         clips = first_frames(given["image"], given["video"], videos, size)
         last = first_frames(given["last_image"], None, videos, size)
         before = 0 if clips is None else clips[0].shape[0]
-        frames = self.count_frames(given["num_frames"], before)
+        kind = self.model.recipe.condition.structure
+        maps = structure_maps(given["structure"], videos, kind, size)
+        asked = given["num_frames"]
+        asked = maps.shape[1] if asked is None and maps is not None else asked
+        frames = self.count_frames(asked, before)
         if last is not None and self.tokenizer.temporal_stride != 1:
             raise UsageError("a last frame needs a tokenizer of single frames; leave it out")
         values = self._encoded(clips, videos)
@@ -208,35 +210,20 @@ class VideoPipeline(CallPipeline):
             latents, values, self._encoded(last, videos),
             told_actions(given["actions"], videos, latents, known, width),
             given["num_inference_steps"], given["guidance_scale"], given["temperature"],
+            self._shown(maps, frames),
         )  # fmt: skip
         blocks = video_blocks(self.model, request)
-        most, new = max(map(len, prompts)), blocks.num_parts - blocks.first
-        if most > new:
-            raise UsageError(describe("number of prompts", most, f"at most {new}", new))
-        self._interrupted = False
-        return _Job(blocks, prompts, _stacked(clips, videos), _stacked(last, videos), values)
+        stacked = _stacked(clips, videos), _stacked(last, videos)
+        return Job(blocks, prompts, _Pixels(self.tokenizer, *stacked, values))
 
-    def count_frames(self, asked: int | None, before: int = 0) -> int:
-        """Check the number of frames of a video, or choose one.
-
-        Args:
-            asked: Frames in all; None = as many as the model was trained on, or the next legal
-                number above the given ones.
-            before: Frames that are given.
-
-        Returns:
-            The number.
-
-        Raises:
-            UsageError: Not legal; the message names the nearest legal numbers.
-        """
-        per_block = 1 if sees_the_end(self.model) else self.frames_per_block
-        if before:
-            check_frames("number of given frames", self.tokenizer, 1, before)
-        if asked is not None:
-            check_frames("num_frames", self.tokenizer, per_block, asked, before)
-            return asked
-        return near_counts(self.tokenizer, per_block, max(self.trained_frames, before + 1))[-1]
+    def _shown(self, maps: Tensor | None, frames: int) -> Tensor | None:
+        """Cut structure maps into what tokens are told."""
+        if maps is None:
+            return None
+        if maps.shape[1] != frames:
+            raise UsageError(describe("number of structure maps", maps.shape[1], str(frames)))
+        size = self.model.recipe.condition.structure_size
+        return structure_tokens(maps.to(self.device, self.model.dtype), self.tokenizer, size)
 
     def _encoded(self, clips: list[NDArray[np.uint8]] | None, videos: int) -> Tensor | None:
         """Encode given frames, [videos, latent frames, cells, channels]."""
@@ -245,48 +232,6 @@ class VideoPipeline(CallPipeline):
         device, dtype = self.device, self.model.dtype
         values = [self.tokenizer.encode(to_clip(clip).to(device, dtype)) for clip in clips]
         return torch.cat(values if len(values) == videos else values * videos)
-
-    # -- the loop ---------------------------------------------------------------------------
-
-    def _events(self, job: _Job, should_stop: Callable[[], bool]) -> Iterator[Event]:
-        """Run the blocks; decode each as soon as it is there."""
-        blocks, state = job.blocks, None
-        if job.given is not None and job.values is not None:
-            _, state = self.tokenizer.decode_chunk(job.values)
-            yield self._decoded(blocks, 0, job.given, is_given=True, parts=blocks.first)
-        skipped = blocks.request.num_given - blocks.first * blocks.per_part
-        for part in range(blocks.num_parts):
-            self._tell(job, part)
-            for event in blocks.events(part):
-                yield event
-                if event.kind == "row" and (self._interrupted or should_stop()):
-                    yield self._done(blocks, part, is_complete=False)
-                    return
-            if part >= blocks.first:
-                values = blocks.values(part)[:, skipped if part == blocks.first else 0 :]
-                frames, state = self._decode(values, state)
-                if job.last is not None and part == blocks.num_parts - 1:
-                    frames[:, -1:] = job.last
-                yield self._decoded(blocks, part, frames, is_given=False, parts=1)
-        yield self._done(blocks, blocks.num_parts - 1, is_complete=True)
-
-    def _tell(self, job: _Job, part: int) -> None:
-        """Change the prompts where a block begins that has others than the one before."""
-        place = part - job.blocks.first
-        if place > 0 and any(place < len(texts) for texts in job.prompts):
-            job.blocks.set_prompts([texts[min(place, len(texts) - 1)] for texts in job.prompts])
-
-    def _decode(
-        self, values: Tensor, state: StreamState | None
-    ) -> tuple[NDArray[np.uint8], StreamState]:
-        pixels, state = self.tokenizer.decode_chunk(values, state)
-        return to_frames(pixels), state
-
-    def _decoded(self, blocks: VideoBlocks, part: int, frames: Any, **data: Any) -> Event:
-        return Event("decoded", f"part_{part}", part, blocks.num_parts, {"frames": frames} | data)
-
-    def _done(self, blocks: VideoBlocks, part: int, **data: Any) -> Event:
-        return Event("done", "done", part, blocks.num_parts, data)
 
 
 def _stacked(clips: list[NDArray[np.uint8]] | None, videos: int) -> NDArray[np.uint8] | None:

@@ -9,13 +9,16 @@ from typing import Any
 
 import numpy as np
 import torch
+from jaxtyping import Float
 from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
+from torch.nn import functional
 
 from ..core.errors import UsageError, check_count, check_range, describe
+from ..tokenizers.structure import structure_map
 from .base import MAX_PROMPT
-from .clip_frames import checked_frames, fit_frames
+from .clip_frames import checked_frames, fit_frames, to_clip
 from .world import action_vector
 
 MAX_VIDEOS = 64
@@ -23,16 +26,17 @@ MAX_FRAMES = 1_000_000
 _LIMITS = {"guidance_scale": (0.0, 100.0), "temperature": (0.0, 100.0)}
 
 
-def check_numbers(given: dict[str, Any]) -> None:
+def check_numbers(given: dict[str, Any], copies: str = "num_videos_per_prompt") -> None:
     """Check the settings that are plain numbers.
 
     Args:
         given: Settings by name; None = the recipe's own.
+        copies: Name of the setting that says how many are made per prompt.
 
     Raises:
         UsageError: one outside its range.
     """
-    check_count("num_videos_per_prompt", given["num_videos_per_prompt"], 1, MAX_VIDEOS)
+    check_count(copies, given[copies], 1, MAX_VIDEOS)
     if given["num_inference_steps"] is not None:
         check_count("num_inference_steps", given["num_inference_steps"], 1, 1000)
     for name, (low, high) in _LIMITS.items():
@@ -101,6 +105,54 @@ def first_frames(
     if len(clips) not in (1, videos):
         raise UsageError(describe("number of first frames", len(clips), f"1 or {videos}"))
     return [fit_frames(clip, size) for clip in clips]
+
+
+def structure_maps(
+    structure: Any, videos: int, kind: str, size: tuple[int, int]
+) -> Float[Tensor, "videos frames height width"] | None:
+    """Read the structure that guides videos.
+
+    Args:
+        structure: uint8 [frames, height, width, 3] or a list of pictures, of which the map is
+            taken; or maps, float [frames, height, width] in [0, 1]. One more axis in front has one
+            per video.
+        videos: How many videos are made.
+        kind: The recipe's `condition.structure`; "none" = the model takes none.
+        size: Height and width of the model's frames; others are resampled.
+
+    Raises:
+        UsageError: missing, unwanted, another number of them, or something that is neither.
+    """
+    if kind == "none" and structure is not None:
+        raise UsageError("this model takes no structure; leave it out")
+    if kind == "none":
+        return None
+    if structure is None:
+        raise UsageError(
+            f"this model is guided by structure ({kind}); give a clip of as many frames, or maps"
+        )
+    array = structure if isinstance(structure, np.ndarray | Tensor) else None
+    if isinstance(array, Tensor) or (array is not None and array.dtype.kind == "f"):
+        maps = _maps(torch.as_tensor(array, dtype=torch.float32), size)
+    else:
+        is_batch = array is not None and array.ndim == 5
+        clips = [checked_frames("structure", c) for c in (structure if is_batch else [structure])]
+        pixels = torch.cat([to_clip(fit_frames(clip, size)) for clip in clips])
+        maps = structure_map(kind, pixels)
+    if len(maps) not in (1, videos):
+        raise UsageError(describe("number of structures", len(maps), f"1 or {videos}"))
+    return maps.expand(videos, -1, -1, -1)
+
+
+def _maps(maps: Tensor, size: tuple[int, int]) -> Float[Tensor, "videos frames height width"]:
+    """Check maps and bring them to a model's size by areas."""
+    is_legal = maps.ndim in (3, 4) and 0 not in maps.shape
+    if not is_legal or not bool(((maps >= 0) & (maps <= 1)).all()):
+        legal = "numbers in [0, 1] (frames, height, width)"
+        raise UsageError(describe("structure", tuple(maps.shape), legal))
+    maps = maps[None] if maps.ndim == 3 else maps
+    same = tuple(maps.shape[2:]) == size
+    return maps if same else functional.adaptive_avg_pool2d(maps, size)
 
 
 def _picture(image: Any) -> NDArray[np.uint8]:

@@ -30,6 +30,7 @@ from ..core.schedulers.base import flow_noise
 from ..models.generate import Request, empty_values, start
 from ..models.generator import GenerativeModel
 from ..models.heads import CategoricalHead, DiffusionHead, PatchHead
+from ..tokenizers.structure import structure_map, structure_tokens
 from ..tokenizers.video_build import build_video_tokenizer
 from .clip_predictors import FrameCodes, FrameGaussians, NextFrameCodes, NextFrameGaussians
 from .clip_run import frame_psnr, stage_of_clips
@@ -332,6 +333,7 @@ def go_on(
     actions: Tensor | None,
     num_drawn: int,
     seed: int,
+    structure: Tensor | None = None,
 ) -> Tensor:
     """Draw the frames after given ones, block by block, each from what came before it.
 
@@ -342,6 +344,8 @@ def go_on(
         actions: What led to every frame, given and drawn [items, frames, actions]; None without.
         num_drawn: Frames to draw.
         seed: Seed of all items.
+        structure: What tokens of every frame are told of its shape [items, frames, cells, numbers];
+            None without.
 
     Returns:
         Values of the drawn frames [items, num_drawn, cells, channels].
@@ -360,7 +364,7 @@ def go_on(
     generators = [item_generator(seed, i) for i in range(items)]
     request = Request(
         prompts, generators, values=canvas, is_known=known, frames=given + num_drawn,
-        actions=actions,
+        actions=actions, structure=structure,
     )  # fmt: skip
     drawn, _ = run(start(model, request))
     return drawn.unflatten(1, (given + num_drawn, cells))[:, given:]
@@ -399,7 +403,12 @@ def _rollout_psnr(
         led = leading_actions(clips, width, tokenizer)
         start = latent_offsets(clips, tokenizer)[:-1]
         actions = led[start[:, None] + torch.arange(count)]
-    drawn = go_on(model, values[:, :NUM_GIVEN], clips.captions, actions, NUM_DRAWN, seed)
+    condition, shown = model.recipe.condition, None
+    if condition.structure != "none":
+        maps = structure_map(condition.structure, pixels)
+        shown = structure_tokens(maps, tokenizer, condition.structure_size)
+    given_values = values[:, :NUM_GIVEN]
+    drawn = go_on(model, given_values, clips.captions, actions, NUM_DRAWN, seed, shown)
     decoded = tokenizer.decode(torch.cat((values[:, :NUM_GIVEN], drawn), 1))
     if keep is not None:
         keep |= {"frames": decoded, "true_frames": pixels}

@@ -29,6 +29,7 @@ from .clip_stage import (
     leading_actions,
     with_actions,
 )
+from .clip_structure import ClipStructure, clip_structure
 from .clips import ClipDataset
 from .consistency import ConsistencyStage
 from .distill import DistillStage
@@ -244,6 +245,10 @@ def stage_of_clips(
     actions: Any = None
     if width:
         actions = ClipActions(leading_actions(clips, width, tokenizer), tokens.windows)
+    condition = model.recipe.condition
+    if condition.structure != "none":
+        maps: Any = ClipStructure(clip_structure(clips, condition, tokenizer), tokens.windows)
+        return ModelStage(model, tokens, prompts, clips.captions, actions, maps)
     distill = model.recipe.distill
     stage = ModelStage if distill is None else DISTILLING[distill.method]
     return stage(model, tokens, prompts, clips.captions, actions)
