@@ -116,7 +116,9 @@ def bvh_to_motion(
     kept = [n for n in kept if not _is_pivot(bvh, n)]
     world = torch.stack([nodes[max(bvh.joints[n].parent, 0)] for n in kept], dim=1)
     joints = torch.stack([places[n] for n in kept], dim=1) * scale
-    skeleton = _skeleton(bvh, kept, [shift.mean(0).numpy() * scale for shift in shifts])
+    offsets = [shift.mean(0).numpy() * scale for shift in shifts]
+    offsets[0] = np.array(bvh.joints[0].offset) * scale
+    skeleton = _skeleton(bvh, kept, offsets)
     local = local_rotations(skeleton, world)
     fps = _frames_per_second(bvh.frame_time)
     return Motion(joints.numpy(), name_parts(skeleton), fps, local.numpy(), text)
