@@ -11,6 +11,7 @@ Invariants: no frame's result depends on frames after it. Where bones have the s
 forward kinematics of the result gives the places; otherwise every bone points where it should.
 """
 
+import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -61,9 +62,9 @@ def solve(
         return _from_reference(skeleton, bones, offsets, reference)
     world: list[Tensor] = []
     for joint, parent in enumerate(skeleton.parents):
-        frame = _body_frame(skeleton.children(joint), bones, offsets)
+        frame = _body_frame(_leaving(skeleton, joint), bones, offsets)
         if parent < 0:
-            only = skeleton.children(0)[:1]
+            only = _leaving(skeleton, 0)[:1]
             swing = between(offsets[only[0]], bones[:, only[0]]) if only else None
             upright = torch.zeros_like(bones[:, 0, :1]) + joints.new_tensor([1.0, 0.0, 0.0, 0.0])
             world.append(frame if frame is not None else upright if swing is None else swing)
@@ -108,16 +109,28 @@ def _steady_swing(rest: Tensor, bones: Tensor) -> Tensor:
     return turns
 
 
-def _body_frame(children: list[int], bones: Tensor, offsets: Tensor) -> Tensor | None:
+def _leaving(skeleton: Skeleton, joint: int) -> list[int]:
+    """Return the joints at the other ends of the bones that leave a joint's place.
+
+    Bones of length 0, which some programs put in between, are looked through.
+    """
+    found: list[int] = []
+    for child in skeleton.children(joint):
+        is_bone = np.linalg.norm(skeleton.offsets[child]) > 0
+        found += [child] if is_bone else _leaving(skeleton, child)
+    return found
+
+
+def _body_frame(leaving: list[int], bones: Tensor, offsets: Tensor) -> Tensor | None:
     """Fit one rotation to the bones that leave a joint; None where they leave twist open.
 
     Source: Kabsch, "A solution for the best rotation to relate two sets of vectors" (1976), on
     directions: every bone counts alike.
     """
-    rest = unit(offsets[children])
-    if len(children) < 2 or torch.linalg.matrix_rank(rest, atol=0.1) < 2:
+    rest = unit(offsets[leaving])
+    if len(leaving) < 2 or torch.linalg.matrix_rank(rest, atol=0.1) < 2:
         return None
-    products = torch.einsum("fci,cj->fij", unit(bones[:, children]), rest)
+    products = torch.einsum("fci,cj->fij", unit(bones[:, leaving]), rest)
     left, _, right = torch.linalg.svd(products)
     sign = torch.ones_like(left[..., 0])
     sign[..., 2] = torch.linalg.det(left @ right).sign()

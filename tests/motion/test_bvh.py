@@ -36,11 +36,11 @@ Frame Time: 0.05
 1e1 9.1E+1 -.5 10 20 30 -40 50 60 70
 """
 JOINTS = (
-    BvhJoint("Hips", -1, (0, 90, 0), ("Xposition", "Yposition", "Zposition", "Zrotation",
+    BvhJoint("Hips", -1, (0.0, 90.0, 0.0), ("Xposition", "Yposition", "Zposition", "Zrotation",
                                       "Xrotation", "Yrotation")),
-    BvhJoint("Chest", 0, (0, 20.5, 0), ("Yrotation", "Xrotation", "Zrotation")),
-    BvhJoint("", 1, (0, 30, 1), (), is_end=True),
-    BvhJoint("Tail", 0, (0, -1, -10), ("Xrotation",)),
+    BvhJoint("Chest", 0, (0.0, 20.5, 0.0), ("Yrotation", "Xrotation", "Zrotation")),
+    BvhJoint("", 1, (0.0, 30.0, 1.0), (), is_end=True),
+    BvhJoint("Tail", 0, (0.0, -1.0, -10.0), ("Xrotation",)),
 )  # fmt: skip
 VALUES = [[0, 90, 0, 1, 2, 3, 4, 5, 6, 7], [10, 91, -0.5, 10, 20, 30, -40, 50, 60, 70]]
 
