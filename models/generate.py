@@ -109,6 +109,7 @@ def start(model: GenerativeModel, request: Request) -> Rollout:
     known = request.is_known
     if known is None:
         known = torch.zeros(values.shape[:2], dtype=torch.bool, device=values.device)
+    _require_told(model, known)
     span = None
     if model.recipe.layout.kind == "stream":
         values, known, span = _stream_canvas(model, request, values, known)
@@ -161,6 +162,21 @@ def checked_actions(model: GenerativeModel, request: Request) -> Tensor | None:
     if model.recipe.condition.poses:
         require_poses(request.actions)
     return request.actions.to(model.device)
+
+
+def _require_told(model: GenerativeModel, known: Tensor) -> None:
+    """Refuse requests without the tokens that a recipe is always given.
+
+    Raises:
+        UsageError: some are missing.
+    """
+    given = model.is_given(torch.arange(known.shape[1], device=known.device))
+    missing = int((~known[:, given]).sum())
+    if missing:
+        raise UsageError(
+            f"recipe {model.recipe.name} is given the first {model.recipe.layout.given} tokens of "
+            f"every frame, and {missing} of this request's are not known; give all of them"
+        )
 
 
 def _first(model: GenerativeModel, known: Tensor) -> tuple[int, ...]:

@@ -17,6 +17,7 @@ from torch.nn import functional
 from ..core.attention import Lowered
 from ..core.cache import CacheView, KVCache
 from ..core.errors import ModelError
+from ..core.given import is_given
 from ..core.grouping import PerLayer, repeat_items
 from ..core.layout import Layout
 from ..core.plan import NUM_SENTINELS, DecodePlan, num_prompt_rows
@@ -174,6 +175,10 @@ class GenerativeModel(ModelMixin, ConfigMixin):
         shows = recipe.acting is not None or recipe.train.pad
         return shows and recipe.corruption.kind == "mask"
 
+    def is_given(self, source: Int[Tensor, "*rows"]) -> Bool[Tensor, "*rows"]:
+        """Tell which data slots hold tokens that the recipe is always given."""
+        return is_given(source, self.slots_per_frame, self.recipe.layout.given)
+
     @property
     def uses_prompt(self) -> bool:
         """False when the text encoder is not part of the model (captions are tokens)."""
@@ -228,8 +233,8 @@ def _require_open(recipe: Recipe, tokens: int) -> None:
     given = recipe.layout.given
     if given >= tokens:
         raise ModelError(
-            f"layout.given = {given}, but a frame of this tokenizer has {tokens} tokens and one must "
-            f"be left to predict; at most {tokens - 1}"
+            f"layout.given = {given}, but a frame of this tokenizer has {tokens} tokens, one of "
+            f"which must be left to predict; at most {tokens - 1}"
         )
 
 

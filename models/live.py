@@ -134,24 +134,38 @@ class LiveRollout:
 
     @torch.no_grad()
     def events(
-        self, actions: Float[Tensor, "items frames actions"] | None = None
-    ) -> Iterator[Event]:
-        """Generate the next block, row by row; the block counts once all events are taken."""
-        self._open(actions)
-        yield from self._rollout.block_events(self.block)
-        self._close()
-
-    def step(self, actions: Float[Tensor, "items frames actions"] | None = None) -> Tensor:
-        """Generate the next block.
+        self, actions: Float[Tensor, "items frames actions"] | None = None,
+        told: Float[Tensor, "items frames given channels"] | None = None,
+    ) -> Iterator[Event]:  # fmt: skip
+        """Generate the next block, row by row; the block counts once all events are taken.
 
         Args:
             actions: What is done on the way to each of its frames; for models with actions.
+            told: The tokens of each of its frames that the recipe is always given.
+
+        Raises:
+            UsageError: wrong shapes.
+        """
+        self._open(actions)
+        self._tell(told)
+        yield from self._rollout.block_events(self.block)
+        self._close()
+
+    def step(
+        self, actions: Float[Tensor, "items frames actions"] | None = None,
+        told: Float[Tensor, "items frames given channels"] | None = None,
+    ) -> Tensor:  # fmt: skip
+        """Generate the next block.
+
+        Args:
+            actions: See `events`.
+            told: See `events`.
 
         Returns:
             Its values [items, slots of a block, channels], frame after frame.
         """
         source = self.plan.sources(self.block)
-        for _ in self.events(actions):
+        for _ in self.events(actions, told):
             pass
         return self._rollout.values[:, source].clone()
 
@@ -172,6 +186,18 @@ class LiveRollout:
         shift = self.plan.sink_shift(self.block)
         if shift and self._rollout.cache is not None:
             self._rollout.cache.move_sinks(shift)
+
+    def _tell(self, told: Tensor | None) -> None:
+        """Take in the tokens of the next block that are always given."""
+        given = self.model.recipe.layout.given
+        channels = self._rollout.values.shape[-1]
+        wanted = (self.items, self.frames_per_block, given, channels) if given else None
+        got = None if told is None else tuple(told.shape)
+        if wanted != got:
+            raise UsageError(f"told tokens have shape {got}; this model takes {wanted} per step")
+        if told is not None:
+            source = self.plan.sources(self.block)
+            self._rollout.give(source[self.model.is_given(source)], told.flatten(1, 2))
 
     def _close(self) -> None:
         self.block += 1

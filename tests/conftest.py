@@ -138,7 +138,7 @@ def tiny_world(tmp_path_factory: pytest.TempPathFactory) -> Path:
 class TinyModels:
     """Every recipe at a size that runs in milliseconds: 4 x 4 tokens, 7 codes or 5 channels.
 
-    A frame of motion is one token, or one per level of its codes.
+    A frame of motion is one token, or one per level of its codes, or one per stream.
 
     Parameters that start at zero (heads, modulations) get small random numbers, so that no test
     passes because something is trivially zero.
@@ -171,7 +171,8 @@ class TinyModels:
     def grid(self, recipe: Any) -> tuple[int, int]:
         """Token rows and columns of a picture, or of a frame."""
         if recipe.modality == "motion":
-            return 1, int(recipe.tokenizer.get("levels", 1))
+            levels = int(recipe.tokenizer.get("levels", 1))
+            return 1, len(recipe.tokenizer.get("streams", ())) or levels
         return self.height, self.width
 
     def model(self, name: str, *overrides: str, dtype: Any = None, std: float = 0.1) -> Any:

@@ -11,6 +11,7 @@ from torch import nn
 
 from .build import build_tokenizer, load_tokenizer
 from .feature_frames import FeatureFrameTokenizer
+from .feature_streams import FeatureStreamTokenizer
 from .motion_codes import MotionRVQTokenizer, MotionVQTokenizer
 from .motion_vae import MotionSigmaTokenizer
 from .video_adapters import CogVideoXTokenizer, WanTokenizer
@@ -26,6 +27,7 @@ VIDEO_TOKENIZERS: dict[str, type[Any]] = {
     "wan": WanTokenizer,
     "cogvideox": CogVideoXTokenizer,
     "features": FeatureFrameTokenizer,
+    "feature_streams": FeatureStreamTokenizer,
     "motion_sigma": MotionSigmaTokenizer,
     "motion_vq": MotionVQTokenizer,
     "motion_rvq": MotionRVQTokenizer,

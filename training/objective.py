@@ -36,6 +36,7 @@ from ..models.generator import TEXT_CODES, GenerativeModel, frame_actions, split
 from ..models.heads.base import Head
 from ..models.prompts import PreparedPrompt
 from .history import history_generators, history_level, resampled
+from .rolled import rollout_loss
 
 
 @dataclass
@@ -204,6 +205,9 @@ class ModelStage:
         values = self.values[indices]
         dropped = torch.rand(len(indices), generator=generator) < self.recipe.condition.drop
         plan, layout, lowered = self.plan(generator)
+        if self.recipe.corruption.rollout:
+            told = self._prompt(indices, dropped), self._actions(indices)
+            return rollout_loss(self.model, plan, values, *told, generator)
         batch = self.corrupt(values, plan, layout, generator)
         self.rewrite_history(batch, values, indices, dropped, generator)
         hidden = self.hidden_states(indices, dropped, batch, layout, lowered)
@@ -381,7 +385,8 @@ class ModelStage:
         return Batch(clean, nothing, nothing.float(), loss_rows, target, weight)
 
     def _noisy(self, layout: Layout) -> Tensor:
-        return (layout.copy == Copy.NOISY).nonzero()[:, 0]
+        is_open = (layout.copy == Copy.NOISY) & ~self.model.is_given(layout.source)
+        return is_open.nonzero()[:, 0]
 
     def _mask(
         self, values: Tensor, clean: Tensor, plan: DecodePlan, layout: Layout,
