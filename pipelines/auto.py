@@ -28,11 +28,13 @@ class AutoPipeline:
             ModelError: no such model, or its index names no pipeline of this package.
         """
         from .image import ImagePipeline
+        from .motion import MotionPipeline
         from .video import VideoPipeline
         from .world import WorldPipeline
 
         classes: dict[str, Any] = {
             "ImagePipeline": ImagePipeline,
+            "MotionPipeline": MotionPipeline,
             "VideoPipeline": VideoPipeline,
             "WorldPipeline": WorldPipeline,
         }
@@ -49,7 +51,7 @@ class AutoPipeline:
                 f"model_index.json names {kind!r}; allowed {', '.join(classes)}; "
                 "try a folder written by blockloom train"
             )
-        if kind != "ImagePipeline":  # the model says whether it can be steered
+        if kind in ("VideoPipeline", "WorldPipeline"):  # the model says if it can be steered
             kind = "WorldPipeline" if num_actions(folder) else "VideoPipeline"
         return classes[kind].from_pretrained(name, **kwargs)
 
