@@ -383,10 +383,15 @@ class KVCache:
     def _gather(self, index: Tensor) -> None:
         """Move the given slots [batch, m] to the front of every buffer."""
         count = index.shape[1]
-        for buffer in (*self.keys, *self.values):
-            wide = index[:, None, :, None].to(buffer.device)
-            wide = wide.expand(-1, buffer.shape[1], -1, buffer.shape[3])
-            buffer[:, :, :count] = buffer.gather(2, wide)
+        for buffers in (self.keys, self.values):
+            for layer, buffer in enumerate(buffers):
+                wide = index[:, None, :, None].to(buffer.device)
+                wide = wide.expand(-1, buffer.shape[1], -1, buffer.shape[3])
+                moved = buffer.gather(2, wide)
+                if self.differentiable:  # autograd remembers the buffer it gathered from
+                    buffers[layer] = torch.cat((moved, buffer[:, :, count:]), 2)
+                else:
+                    buffer[:, :, :count] = moved
         for name in ATTRIBUTES:
             target = getattr(self.layout, name)
             wide = index[..., None].expand(-1, -1, target.shape[-1]) if target.ndim == 3 else index

@@ -441,6 +441,8 @@ class Rollout:
             turns = torch.arange(len(source), device=self.values.device, dtype=torch.float32)
             return turns.expand(len(streams), -1)
         cells = plan.num_slots == plan.height * plan.width
+        if not cells and self.scheduler.config.order == "random":  # whatever the clip's length
+            return self.scheduler.make_rank(1, len(source), streams, device=self.values.device)
         height, width = (plan.height, plan.width) if cells else (1, plan.num_slots)
         rank = self.scheduler.make_rank(height, width, streams, device=self.values.device)
         return None if rank is None else rank.expand(len(streams), -1)[:, source]
