@@ -390,16 +390,18 @@ class Doctor(Common):
 
 @dataclass(frozen=True)
 class Data(Common):
-    """Turn a data set into one .npz with pictures, captions and splits."""
+    """Turn a data set into one .npz with pictures or motions, captions and splits."""
 
     action: tyro.conf.Positional[Literal["convert"]] = "convert"
     """What to do."""
     source: tyro.conf.Positional[Path] = None
-    """Folder of pictures with captions, .npz or .parquet."""
+    """Folder of pictures or of BVH files with captions, .npz or .parquet."""
     out: Path = None
     """The .npz to write."""
     size: Annotated[int | None, values.spec(values.whole("--size", 8, 1024), "PIXELS")] = None
     """Side of the square pictures; the source's own size when not given."""
+    mirror: bool = False
+    """Add every training motion with left and right swapped."""
     overwrite: bool = False
     """Replace an existing file."""
 

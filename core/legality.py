@@ -449,6 +449,8 @@ def _video_errors(recipe: "Recipe") -> list[str]:
         errors.append(f'layout.frames = {layout.frames} needs layout.kind = "frames"; set 1')
     if recipe.condition.actions and not is_video:
         errors.append('condition.actions needs layout.kind = "frames"; set condition.actions to 0')
+    if recipe.train.mirror and recipe.modality != "motion":
+        errors.append(f'train.mirror with modality = "{recipe.modality}"; set train.mirror = false')
     in_time = recipe.modality in ("video", "motion")
     if in_time != is_video:
         kind = "frames" if in_time else "grid"

@@ -295,6 +295,7 @@ class TrainSpec(Section):
     `balance` lets rare kinds of items come more often: kinds are whole captions, or their subjects
     (the part before the first comma). `pad` lets windows go on behind the end of their clip, so
     that short clips are trained on; of what stands there nothing is known, and nothing is learned.
+    `mirror` adds every training motion with left and right swapped, in its caption too.
     """
 
     steps: int = Field(1000, ge=1)
@@ -310,6 +311,7 @@ class TrainSpec(Section):
     init_from: str | None = None
     balance: Literal["none", "caption", "subject"] = "none"
     pad: bool = False
+    mirror: bool = False
 
 
 class DistillSpec(Section):

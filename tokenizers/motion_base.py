@@ -96,6 +96,18 @@ class FeatureTokenizer(SteppedTokenizer):
         self.feature_mean.copy_(mean[:, None])
         self.feature_std.copy_(deviation[:, None])
 
+    def prepare(self, clips: Sequence[Float[Tensor, "1 features _"]], seed: int = 0) -> None:
+        """Set what is measured rather than learned; done once, before training.
+
+        Args:
+            clips: Training clips.
+            seed: Of what is drawn meanwhile; here nothing.
+
+        Raises:
+            ValueError: As `measure_features`.
+        """
+        self.measure_features(clips)
+
     @property
     def groups(self) -> list[int]:
         """Sizes of the groups of features."""

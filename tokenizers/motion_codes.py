@@ -22,6 +22,7 @@ from .motion_vae import MotionAutoencoder
 
 ABSENT = -1
 """Code of a residual level that is left out."""
+_FIRST_COUNT = 2.0  # latents of a batch that an entry attracts on average
 
 
 class MotionCodeTokenizer(MotionAutoencoder):
@@ -30,6 +31,30 @@ class MotionCodeTokenizer(MotionAutoencoder):
     value = "code"
     num_codebooks = 1
     latent_channels = 0
+    flattening = 0.0  # distances of latents are those of the features
+
+    @torch.no_grad()
+    def prepare(self, clips: Sequence[Float[Tensor, "1 features _"]], seed: int = 0) -> None:
+        """Measure the features, set the linear paths, and cluster the latents for first entries.
+
+        Args:
+            clips: Training clips.
+            seed: Of the clusters.
+
+        Raises:
+            ValueError: No clip, or none as long as a step.
+        """
+        super().prepare(clips, seed)
+        parts = [self._steps(clip.to(self.feature_mean)) for clip in clips]
+        frames = rearrange(torch.cat(parts), "f (c s) -> f c s", s=self.step_frames)
+        latents = rearrange(self.encoder.linear(frames), "f k 1 -> 1 f k")
+        with torch.random.fork_rng(devices=[]):
+            torch.random.default_generator.manual_seed(seed)
+            self.cluster(latents.float())
+
+    @abstractmethod
+    def cluster(self, latents: Float[Tensor, "1 latents channels"]) -> None:
+        """Set the entries to means of clusters of latents."""
 
     @abstractmethod
     def quantize(
@@ -192,6 +217,10 @@ class MotionVQTokenizer(MotionCodeTokenizer):
         quantized, codes, extra = self.quantizer(latents, mask=is_known)
         return quantized, codes[..., None], extra.sum()
 
+    def cluster(self, latents: Float[Tensor, "1 latents channels"]) -> None:
+        """Set the entries to means of clusters of latents."""
+        cluster_entries(self.quantizer, latents)
+
     def lookup(self, codes: Int[Tensor, "batch latents 1"]) -> Tensor:
         """Turn codes into codebook entries."""
         return self.quantizer.get_output_from_indices(codes[..., 0])
@@ -288,6 +317,41 @@ class MotionRVQTokenizer(MotionCodeTokenizer):
         )
         return quantized, codes, extra.sum()
 
+    def cluster(self, latents: Float[Tensor, "1 latents channels"]) -> None:
+        """Set the entries of every level to means of clusters of what those before left over."""
+        for layer in self.quantizer.layers:
+            latents = latents - cluster_entries(layer, latents)
+
     def lookup(self, codes: Int[Tensor, "batch latents levels"]) -> Tensor:
         """Add the entries of all levels; an absent one adds nothing."""
         return self.quantizer.get_output_from_indices(codes)
+
+
+def cluster_entries(
+    quantizer: VectorQuantize, latents: Float[Tensor, "1 latents channels"], rounds: int = 15
+) -> Float[Tensor, "1 latents channels"]:
+    """Set the entries of a codebook to means of clusters, by Lloyd's algorithm.
+
+    Args:
+        quantizer: Its entries, their average counts and sums are set.
+        latents: float32; where they are fewer than entries, some entries stay equal to a latent.
+        rounds: Rounds of assignment and means.
+
+    Returns:
+        The entry of every latent.
+    """
+    rows, book = latents[0], quantizer._codebook
+    order = torch.randperm(len(rows)).repeat(-(-book.codebook_size // len(rows)))
+    entries = rows[order[: book.codebook_size]].clone()
+    for _ in range(rounds):
+        nearest = torch.cdist(rows, entries).argmin(dim=1)
+        counts = torch.bincount(nearest, minlength=len(entries)).to(rows)
+        sums = torch.zeros_like(entries).index_add_(0, nearest, rows)
+        means = sums / counts.clamp_min(1)[:, None]
+        entries = torch.where(counts[:, None] > 0, means, entries)
+    nearest = torch.cdist(rows, entries).argmin(dim=1)
+    book.embed.copy_(entries[None])
+    # As if every entry had its share of a batch so far; training goes on from there.
+    book.cluster_size.fill_(_FIRST_COUNT)
+    book.embed_avg.copy_(entries[None] * _FIRST_COUNT)
+    return entries[nearest][None]

@@ -7,6 +7,10 @@ is a row of features, and a layer may be dilated.
 Temporal padding is zeros on the left only, so many that a strided layer gives its first output
 once its stride is full: `2^n` frames become one latent frame, the first like every other.
 
+Beside the convolutions of encoder and decoder runs a linear path from a latent frame's own frames
+to its channels and back. Its weights can be set to principal components, and the convolutions start
+at zero: so training starts from the best linear code instead of from noise.
+
 Invariants: both ways compute the same function; the layers hold no state; every residual branch
 starts at zero.
 """
@@ -99,8 +103,7 @@ class MotionResidual(nn.Module):
         self.norm_out = FrameNorm(width)
         self.dropout = nn.Dropout(dropout)
         self.conv_out = MotionConv(width, width, kernel=1)
-        for parameter in self.conv_out.parameters():
-            nn.init.zeros_(parameter)
+        _start_at_zero(self.conv_out)
 
     def forward(
         self, frames: Float[Tensor, "batch width frames"], tape: Tape | None = None
@@ -152,6 +155,8 @@ class MotionEncoder(nn.Module):
             dropout: Of the residual layers, in training.
         """
         super().__init__()
+        stride = 2**halvings
+        self.linear = MotionConv(features, out_channels, kernel=stride, stride=stride)
         self.stem = MotionConv(features, width)
         layers: list[nn.Module] = []
         for _ in range(halvings):
@@ -160,6 +165,7 @@ class MotionEncoder(nn.Module):
         self.layers = nn.ModuleList(layers)
         self.norm = FrameNorm(width)
         self.head = MotionConv(width, out_channels, kernel=1)
+        _start_at_zero(self.head)
         _name_slots(self)
 
     def forward(
@@ -169,7 +175,7 @@ class MotionEncoder(nn.Module):
         hidden = self.stem(frames, tape)
         for layer in self.layers:
             hidden = layer(hidden, tape)
-        return self.head(F.silu(self.norm(hidden)), tape)
+        return self.linear(frames) + self.head(F.silu(self.norm(hidden)))
 
 
 class MotionDecoder(nn.Module):
@@ -195,6 +201,8 @@ class MotionDecoder(nn.Module):
             dropout: Of the residual layers, in training.
         """
         super().__init__()
+        self.stride = 2**halvings
+        self.linear = MotionConv(in_channels, self.stride * features, kernel=1)
         self.stem = MotionConv(in_channels, width)
         layers: list[nn.Module] = []
         for _ in range(halvings):
@@ -203,6 +211,7 @@ class MotionDecoder(nn.Module):
         self.layers = nn.ModuleList(layers)
         self.norm = FrameNorm(width)
         self.head = MotionConv(width, features)
+        _start_at_zero(self.head)
         _name_slots(self)
 
     def forward(
@@ -212,7 +221,13 @@ class MotionDecoder(nn.Module):
         hidden = self.stem(latents, tape)
         for layer in self.layers:
             hidden = layer(hidden, tape)
-        return self.head(F.silu(self.norm(hidden)), tape)
+        direct = rearrange(self.linear(latents), "b (c s) f -> b c (f s)", s=self.stride)
+        return direct + self.head(F.silu(self.norm(hidden)), tape)
+
+
+def _start_at_zero(layer: nn.Module) -> None:
+    for parameter in layer.parameters():
+        nn.init.zeros_(parameter)
 
 
 def _name_slots(network: nn.Module) -> None:

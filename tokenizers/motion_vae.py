@@ -27,10 +27,16 @@ from .video_base import Features
 class MotionAutoencoder(ModelMixin, ConfigMixin, FeatureTokenizer):
     """One-dimensional causal convolutions to latent frames and back; bottlenecks subclass it.
 
+    `prepare` sets the linear paths to principal components, whose latents have mean square 1.
+
     Source: the layout of stages follows MoMask (arXiv:2312.00063), section 3.1, and T2M-GPT
     (arXiv:2301.06052), section 3.1; differs: nothing looks ahead, frames are normalised before
-    convolutions, and two linear halves double the frames instead of repeating them.
+    convolutions, two linear halves double the frames instead of repeating them, and linear paths
+    run beside the convolutions.
     """
+
+    flattening: float
+    """How far `prepare` levels the channels' deviations out: 0 not at all, 1 wholly."""
 
     @abstractmethod
     def bottleneck(
@@ -81,6 +87,36 @@ class MotionAutoencoder(ModelMixin, ConfigMixin, FeatureTokenizer):
         tape = Tape(features)
         return self.restore(self.decoder(self.latents_of(values), tape)), tape.kept
 
+    @torch.no_grad()
+    def prepare(self, clips: Sequence[Float[Tensor, "1 features _"]], seed: int = 0) -> None:
+        """Measure the features, then set the linear paths to their principal components.
+
+        Args:
+            clips: Training clips; steps that they do not fill are left out.
+            seed: Unused here.
+
+        Raises:
+            ValueError: No clip, or none as long as a step.
+        """
+        super().prepare(clips, seed)
+        weights = group_weights(self.groups, self.config["group_loss"]).sqrt().clamp_min(0.03)
+        scale = weights[:, 0].double().repeat_interleave(self.step_frames)
+        rows = torch.cat([self._steps(clip.to(self.feature_mean)) for clip in clips]).double().cpu()
+        components, deviation = principal_components(rows * scale, self._channels)
+        gain = deviation.clamp_min(1e-4 * deviation.max()) ** -self.flattening
+        gain = gain / (deviation * gain).square().mean().sqrt()
+        into, back = components * gain[:, None] * scale, components.T / gain / scale[:, None]
+        frames = self.step_frames
+        self.encoder.linear.conv.weight.copy_(rearrange(into, "k (c s) -> k c s", s=frames))
+        self.decoder.linear.conv.weight.copy_(back[..., None])
+        for path in (self.encoder, self.decoder):
+            path.linear.conv.bias.zero_()
+
+    def _steps(self, clip: Float[Tensor, "1 features frames"]) -> Float[Tensor, "steps numbers"]:
+        whole = clip.shape[2] // self.step_frames * self.step_frames
+        frames = self.standardise(clip[..., :whole])
+        return rearrange(frames, "1 c (f s) -> f (c s)", s=self.step_frames)
+
     def loss(
         self,
         frames: Float[Tensor, "batch features frames"],
@@ -121,6 +157,7 @@ class MotionAutoencoder(ModelMixin, ConfigMixin, FeatureTokenizer):
         self._set_features(features, groups)
         group_weights(self.groups, group_loss)  # refuses weights that do not fit
         self.temporal_stride = self.step_frames = self.first_frames = temporal_stride
+        self._channels = channels
         halvings = temporal_stride.bit_length() - 1
         self.encoder = MotionEncoder(features, width, halvings, dilations, channels, dropout)
         self.decoder = MotionDecoder(features, width, halvings, dilations, channels, dropout)
@@ -136,6 +173,7 @@ class MotionSigmaTokenizer(MotionAutoencoder):
     grid = (1, 1)
     num_codebooks = 0
     codebook_size = 0
+    flattening = 0.5  # of all gains of one mean square, the one that the same noise harms least
 
     @register_to_config
     def __init__(
@@ -233,6 +271,32 @@ class MotionSigmaTokenizer(MotionAutoencoder):
         steps = rearrange(frames, "b c (f s) -> (b f) (c s)", s=self.step_frames)
         means = self.encoder(self.standardise(frames).nan_to_num())
         return rearrange(means, "b c f -> (b f) c")[steps.isfinite().all(dim=1)]
+
+
+def principal_components(
+    rows: Float[Tensor, "rows numbers"], count: int
+) -> tuple[Float[Tensor, "components numbers"], Float[Tensor, " components"]]:
+    """Find the directions along which rows of mean 0 vary most.
+
+    Args:
+        rows: At least one.
+        count: Components; those beyond the number of numbers are zero.
+
+    Returns:
+        Unit vectors and the deviation along each, largest first.
+
+    Raises:
+        ValueError: No rows.
+    """
+    if not len(rows):
+        raise ValueError("prepare got no clip as long as a step of the tokenizer")
+    values, vectors = torch.linalg.eigh(rows.T @ rows / len(rows))
+    kept = min(count, len(values))
+    components = rows.new_zeros(count, rows.shape[1])
+    deviation = rows.new_zeros(count)
+    components[:kept] = vectors.flip(1).T[:kept]
+    deviation[:kept] = values.flip(0)[:kept].clamp_min(0).sqrt()
+    return components, deviation
 
 
 def _check_network(

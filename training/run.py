@@ -30,7 +30,9 @@ from .clip_run import clip_model_stage, load_clip_data, train_clip_tokenizer
 from .clip_stage import remembered
 from .data import ImageDataset, load_images
 from .loop import TrainConfig, Trainer
+from .motion_archive import load_motions
 from .motion_evaluation import MotionSettings, evaluate_motions
+from .motion_run import load_motion_data, train_motion_tokenizer
 from .objective import ModelStage, stage_summary
 from .pictures import evaluate_pictures, held_out_items
 from .selfcheck import mask_self_check
@@ -38,7 +40,10 @@ from .student import StudentStage
 from .tokenizer_stage import mean_psnr, save_half, train_tokenizer
 
 logger = logging.getLogger(__name__)
-PIPELINES = {"image": "ImagePipeline", "video": "VideoPipeline", "world": "WorldPipeline"}
+PIPELINES = {
+    "image": "ImagePipeline", "video": "VideoPipeline", "world": "WorldPipeline",
+    "motion": "MotionPipeline",
+}  # fmt: skip
 """Class that runs a saved model: by modality, and "world" for videos that are steered."""
 
 STAGES = ("tokenizer", "model", "all")
@@ -46,7 +51,7 @@ STAGES = ("tokenizer", "model", "all")
 
 @dataclass(frozen=True)
 class Medium:
-    """What differs between pictures and videos in a run.
+    """What differs between pictures, videos and motion in a run.
 
     Attributes:
         build: Tokenizer settings to an untrained tokenizer.
@@ -78,6 +83,10 @@ def medium_of(recipe: Recipe) -> Medium:
             build_video_tokenizer, load_video_tokenizer, load_clip_data,
             train_clip_tokenizer, clip_model_stage,
         ),
+        "motion": Medium(
+            build_video_tokenizer, load_video_tokenizer, load_motion_data,
+            train_motion_tokenizer, clip_model_stage,
+        ),
     }  # fmt: skip
     if recipe.modality not in media:
         raise UsageError(
@@ -108,8 +117,9 @@ def train_config(recipe: Recipe, steps: int | None, **changes: Any) -> TrainConf
 
 
 def needs_training(tokenizer: nn.Module) -> bool:
-    """Tell whether a tokenizer has weights to learn."""
-    return any(p.requires_grad for p in tokenizer.parameters())
+    """Tell whether a tokenizer has weights to learn or features to measure."""
+    is_learned = any(p.requires_grad for p in tokenizer.parameters())
+    return is_learned or hasattr(tokenizer, "measure_features")
 
 
 def train(
@@ -127,7 +137,7 @@ def train(
 
     Args:
         recipe: The recipe.
-        data: Folder, .npz or .parquet of captioned images; folder or .npz of clips.
+        data: Folder, .npz or .parquet of captioned images; folder or .npz of clips or of motion.
         out: Folder of the run.
         stage: "tokenizer", "model" (needs a trained tokenizer in `out` or one without weights), or
             "all".
@@ -354,7 +364,8 @@ def save_pipeline(folder: Path, model: GenerativeModel, tokenizer: Any) -> None:
 
 
 def _pipeline_kind(recipe: Recipe) -> str:
-    return "world" if recipe.condition.actions else recipe.modality
+    is_steered = recipe.condition.actions and recipe.modality == "video"
+    return "world" if is_steered else recipe.modality
 
 
 def load_pipeline_parts(folder: Path) -> tuple[GenerativeModel, Any]:
@@ -454,9 +465,9 @@ def evaluate(
     if acts:
         return result | evaluate_acting(model, tokenizer, data, num=num, seed=seed)
     if modality == "motion":
-        motions = medium_of(model.recipe).read(model.recipe, data, tokenizer)
         how = MotionSettings(num, seed, steps, evaluator=evaluator, progress=True)
-        return result | evaluate_motions(model, tokenizer, motions, folder, how, Path(data).name)
+        clips, source = load_motions(data), Path(data).name
+        return result | evaluate_motions(model, tokenizer, clips, folder, how, source, sheet)
     if is_video:
         clips = load_clip_data(model.recipe, data, tokenizer)
         settings = ClipSettings(num, seed, steps, endurance)

@@ -402,3 +402,69 @@ def test_frames_behind_the_end_of_a_clip_teach_nothing(kind):
         one.measure_latents([frames])
         two.measure_latents([padded])
         torch.testing.assert_close(one.latent_std, two.latent_std)
+
+
+def steps_of(clips):
+    """Standardised clips of a test as rows of four frames."""
+    return torch.cat([c[0].unfold(1, 4, 4).permute(1, 0, 2).flatten(1) for c in clips])
+
+
+def slow_clips(count=40, frames=24):
+    """Clips whose five features are mixes of two slow waves, and a little noise."""
+    rng = torch.Generator().manual_seed(5)
+    mix = torch.randn(5, 2, generator=rng)
+    time = torch.arange(frames) / 10
+    clips = []
+    for _ in range(count):
+        speed, phase = torch.rand(2, 2, 1, generator=rng) * 2
+        waves = torch.sin(speed * time + 3 * phase)
+        clips.append((mix @ waves + 0.01 * torch.randn(5, frames, generator=rng))[None])
+    return clips
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("kind", ["motion_sigma", "motion_rvq"])
+def test_prepared_linear_paths_are_principal_components(kind):
+    channels = {"motion_sigma": {"latent_channels": 6}, "motion_rvq": {"code_dim": 6}}[kind]
+    torch.manual_seed(0)
+    tokenizer = build_video_tokenizer({"kind": kind, **CONFIGS[kind], **channels}).eval()
+    clips = slow_clips()
+    tokenizer.prepare(clips)
+    target = torch.cat([tokenizer.standardise(c) for c in clips])
+    latents = tokenizer.encoder(target)
+    back = tokenizer.decoder(latents)
+    rows = steps_of([tokenizer.standardise(c) for c in clips])
+    values = torch.linalg.svdvals(rows)
+    # No linear code of six numbers comes nearer.
+    best = values[6:].square().sum() / values.square().sum()
+    found = (back - target).square().sum() / target.square().sum()
+    torch.testing.assert_close(found, best, atol=1e-4, rtol=0.02)
+    torch.testing.assert_close(latents.square().mean(), torch.tensor(1.0), atol=1e-3, rtol=0)
+    deviation = latents.std(dim=(0, 2))
+    ratio = values[0] / values[1]
+    wanted = ratio**0.5 if kind == "motion_sigma" else ratio
+    torch.testing.assert_close(deviation[0] / deviation[1], wanted, atol=0.0, rtol=0.1)
+
+
+@torch.no_grad()
+def test_prepared_entries_are_means_of_clusters():
+    torch.manual_seed(0)
+    tokenizer = build_video_tokenizer({"kind": "motion_rvq", **CONFIGS["motion_rvq"]}).eval()
+    clips = slow_clips()
+    tokenizer.prepare(clips, seed=1)
+    twin = build_video_tokenizer({"kind": "motion_rvq", **CONFIGS["motion_rvq"]}).eval()
+    state = torch.random.get_rng_state()
+    twin.prepare(clips, seed=1)
+    assert torch.equal(torch.random.get_rng_state(), state)
+    rest = torch.cat([tokenizer._steps(c) for c in clips])
+    rest = tokenizer.encoder.linear(rest.unflatten(1, (5, 4)))[..., 0]
+    sizes = [rest.square().sum()]
+    for layer, other in zip(tokenizer.quantizer.layers, twin.quantizer.layers, strict=True):
+        book = layer._codebook.embed[0]
+        assert torch.equal(book, other._codebook.embed[0])
+        nearest = torch.cdist(rest, book).argmin(dim=1)
+        rest = rest - book[nearest]
+        sizes.append(rest.square().sum())
+    assert sizes[1] < 0.3 * sizes[0] and sizes[3] < 0.7 * sizes[2] < 0.7 * sizes[1]
+    with pytest.raises(ValueError, match="prepare got no clip as long as a step"):
+        tokenizer.prepare([torch.zeros(1, 5, 3)])
