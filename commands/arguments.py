@@ -143,6 +143,8 @@ class Generate(Sampling):
     """Videos: a picture that is the first frame."""
     video: Path = None
     """Videos: a clip to go on from; its frames come first."""
+    structure: Path = None
+    """Videos: a clip whose brightness or edges every frame follows; for models guided by it."""
     scale: Scale = 1
     """Videos: write every pixel as a square of this many pixels."""
     seed: Seed = -1

@@ -15,7 +15,7 @@ from .arguments import Generate, Sampling
 from .output import refuse_flags
 
 GROUP_SIZE = 8
-VIDEO_FLAGS = ("prompts_per_block", "frames", "fps", "image", "video", "scale")
+VIDEO_FLAGS = ("prompts_per_block", "frames", "fps", "image", "video", "structure", "scale")
 _SAME_NAME = (
     "guidance_scale",
     "temperature",

@@ -33,12 +33,14 @@ class Start:
         before: Frames of the input that stand before those in the file.
         last: Given last frame [1, height, width, 3], or None.
         fps: Frames per second of the input, or None.
+        structure: A clip whose structure guides all frames, or None.
     """
 
     frames: "NDArray[np.uint8] | None" = None
     before: "NDArray[np.uint8] | None" = None
     last: "NDArray[np.uint8] | None" = None
     fps: float | None = None
+    structure: "NDArray[np.uint8] | None" = None
 
 
 def run(args: Generate) -> int:
@@ -73,6 +75,13 @@ def run(args: Generate) -> int:
                 "--params-from names a video with given first frames", hint="--image or --video"
             )
         )
+    guide = clips.read_start(args.structure)[0] if args.structure else None
+    if guide is not None and base.num_frames is None:
+        base = replace(base, num_frames=len(guide))
+    if earlier is not None and earlier.params.structure_sha256 and guide is None:
+        raise UsageError(
+            explain("--params-from names a video guided by structure", hint="--structure")
+        )
     clips.check_fps(base.fps or clips.DEFAULT_FPS, place)
     device = models.pick_device(args.device, base.dtype)
     output.ensure_writable(place.folder)
@@ -81,6 +90,8 @@ def run(args: Generate) -> int:
     start = Start()
     if raw is not None:
         start = Start(clips.usable_start(clips.at_model_size(raw[0], pipe), pipe))
+    if guide is not None:
+        start = replace(start, structure=clips.at_model_size(guide, pipe))
     everything = [replace(base, seed=(base.seed + k) % 2**64) for k in range(args.num)]
     make_all(args, pipe, choice, place, [described(p, pipe, start) for p in everything], start)
     return 0
@@ -156,6 +167,7 @@ def described(params: VideoParams, pipe: Any, start: Start) -> VideoParams:
         params, num_frames=total, given=given + before,
         input_sha256=None if start.frames is None else clips.digest(start.frames),
         last_sha256=None if start.last is None else clips.digest(start.last),
+        structure_sha256=None if start.structure is None else clips.digest(start.structure),
     )  # fmt: skip
 
 
@@ -192,7 +204,7 @@ def made_frames(pipe: Any, params: VideoParams, start: Start) -> "Iterator[NDArr
     settings = clips.number_for(
         {}, video=start.frames, num_inference_steps=params.num_inference_steps,
         guidance_scale=params.guidance_scale, temperature=params.temperature,
-        last_image=None if start.last is None else start.last[0],
+        last_image=None if start.last is None else start.last[0], structure=start.structure,
     )  # fmt: skip
     if params.num_frames is None:
         raise DataError(explain("the record names no number of frames", hint="--frames"))

@@ -133,6 +133,7 @@ class VideoParams(Params):
         given: Frames at the start that were given, not made.
         input_sha256: Hash of the given frames at the model's size, or None.
         last_sha256: Hash of a given last frame, or None.
+        structure_sha256: Hash of the clip whose structure guided the frames, or None.
         actions_sha256: Hash of the actions of a played world, or None.
         session_sha256: Hash of the session file that was gone on with, or None.
         num_inference_steps: Rows per block; None is the recipe's own number.
@@ -150,6 +151,7 @@ class VideoParams(Params):
     given: int = 0
     input_sha256: str | None = None
     last_sha256: str | None = None
+    structure_sha256: str | None = None
     actions_sha256: str | None = None
     session_sha256: str | None = None
     num_inference_steps: int | None = None
@@ -161,7 +163,7 @@ class VideoParams(Params):
 
 _STRINGS = {
     "prompt", "model", "negative_prompt", "style", "dtype", "region", "input_sha256",
-    "last_sha256", "actions_sha256", "session_sha256",
+    "last_sha256", "structure_sha256", "actions_sha256", "session_sha256",
 }  # fmt: skip
 _INTEGERS = {
     "seed", "num_inference_steps", "top_k", "height", "width", "num_frames", "given", "scale",

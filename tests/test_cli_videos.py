@@ -36,6 +36,7 @@ KINDS = {
     "clips": ("condition.actions=0",),
     "causal": ("condition.actions=0", CAUSAL),
     "together": TOGETHER,
+    "guided": ("condition.actions=0", "condition.structure=edges", "condition.structure_size=2"),
     "world": ("condition.actions=3",),
 }
 
@@ -162,6 +163,25 @@ def test_first_frames_come_from_pictures_and_clips(
     run("generate", "video", "--params-from", "one.gif", "--model", model, "--image", "first.png",
         "--out", "x.gif")  # fmt: skip
     assert np.array_equal(one, shown("x.gif"))
+
+
+def test_structure_comes_from_a_clip(run: Any, here: Path, shelf_of_videos: Path) -> None:
+    model, shape = shelf_of_videos / "guided", frames_of(4, 3)
+    save_video(shape, "shape.gif", fps=5)
+    flags = ("--model", model, "--seed", 2)
+    run("generate", "video", "x", *flags, "--structure", "shape.gif", "--out", "one.gif")
+    made = pipe_of(model)("x", structure=shape, generator=item_generator(2, 0)).frames[0]
+    assert np.array_equal(shown("one.gif"), made) and len(made) == 4
+    again = ("generate", "video", "--params-from", "one.gif", "--model", model, "--out", "x.gif")
+    _, _, err = run(*again, code=2)
+    assert "guided by structure; try --structure" in err
+    run(*again, "--structure", "shape.gif")
+    assert np.array_equal(shown("one.gif"), shown("x.gif"))
+    _, _, err = run("generate", "video", "x", *flags, "--out", "y.gif", code=2)
+    assert "guided by structure (edges)" in err
+    plain = ("--model", shelf_of_videos / "clips", "--structure", "shape.gif", "--out", "y.gif")
+    _, _, err = run("generate", "video", "x", *plain, code=2)
+    assert "takes no structure" in err
 
 
 def test_a_clip_of_an_odd_length_is_gone_on_with_from_its_last_frames(
@@ -292,6 +312,9 @@ BAD = [
     # clips and pictures that cannot be read
     (GENERATE, ("--image", "missing.png"), 3, "cannot read missing.png"),
     (GENERATE, ("--image", "junk.png"), 3, "not a picture"),
+    (GENERATE, ("--structure", "missing.gif"), 3, "cannot read missing.gif"),
+    (GENERATE, ("--structure", "cut.gif"), 3, "cut short"),
+    (("generate", "image", "x"), ("--structure", "v.gif"), 2, "--structure is no flag"),
     (GENERATE, ("--video", "junk.mp4"), 3, "not a video of a known format"),
     (GENERATE, ("--video", "list.mp4"), 3, "not a video of a known format"),
     (GENERATE, ("--video", "cut.gif"), 3, "cut short"),

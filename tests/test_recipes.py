@@ -266,6 +266,10 @@ CACHED_VIDEOS = [
     ("video/magi_mtf", ("cache.write=fused",)),
     ("video/causal_lm", ("cache.window=18", "cache.sink=4", "cache.keys=unrotated")),
     ("video/teacher_forcing", ("cache.window=2", "cache.sink=1", "backbone.decay=8")),
+    # Far history: bounded, beside sinks, in blocks of frames, committed alone.
+    ("video/far_long", ("cache.far.blocks=2", "cache.write=separate")),
+    ("video/teacher_forcing", ("cache.window=2", "cache.far.patch=4", "cache.sink=1")),
+    ("video/magi_ctf", ("cache.window=2", "cache.far.patch=2")),
     ("video/masked", ("backbone.decay=8", "cache.write=fused")),
     # Views selected by pose, keys transformed at write or at read, actions beside the camera.
     ("video/causnvs", ("cache.keys=unrotated", "cache.nearest=1", "cache.sink=0")),
@@ -308,6 +312,14 @@ def told(recipe, items, frames):
     return numbers
 
 
+def maps(recipe, items, frames):
+    """Draw the structure of frames, for recipes that are guided by it."""
+    condition = recipe.condition
+    shape = (items, frames, 16, condition.structure_size**2)
+    rng = torch.Generator().manual_seed(1)
+    return None if condition.structure == "none" else torch.rand(shape, generator=rng)
+
+
 @pytest.mark.parametrize("guided", [False, True], ids=["plain", "guided"])
 @pytest.mark.parametrize(("name", "overrides"), CACHED_VIDEOS)
 def test_cached_frames_of_video_recipes_equal_the_masked_forward(tiny, name, overrides, guided):
@@ -330,11 +342,11 @@ def test_cached_frames_of_video_recipes_equal_the_masked_forward(tiny, name, ove
 @pytest.mark.parametrize("name", VIDEOS)
 def test_videos_together_are_videos_alone_bit_for_bit(tiny, name):
     model = tiny.model(name)
-    actions = told(model.recipe, 3, 5)
-    together = draw(model, PROMPTS[:3], range(3), frames=5, actions=actions)
+    shown = {"actions": told(model.recipe, 3, 5), "structure": maps(model.recipe, 3, 5)}
+    together = draw(model, PROMPTS[:3], range(3), frames=5, **shown)
     for item in range(3):
         own = slice(item, item + 1)
-        own_actions = None if actions is None else actions[own]
-        alone = draw(model, PROMPTS[own], [item], frames=5, actions=own_actions)
+        its = {name: part if part is None else part[own] for name, part in shown.items()}
+        alone = draw(model, PROMPTS[own], [item], frames=5, **its)
         assert torch.equal(alone[0], together[item])
     assert not any(torch.equal(a, b) for a, b in pairwise(together))

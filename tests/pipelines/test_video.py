@@ -36,6 +36,7 @@ PIPES = {
     "pairs": ("video/teacher_forcing", "layout.block=frames:2", "layout.frames=4"),
     "causal": ("video/teacher_forcing", CAUSAL),
     "together": ("video/teacher_forcing", *TOGETHER),
+    "guided": ("video/teacher_forcing", "condition.structure=luma", "condition.structure_size=2"),
     "world": ("video/teacher_forcing", "condition.actions=3"),
 }
 _BUILT = {}
@@ -71,7 +72,7 @@ def streamed(pipe, prompt="", **settings):
     return np.concatenate(parts, 1), events
 
 
-@pytest.mark.parametrize("name", [name for name in PIPES if name != "world"])
+@pytest.mark.parametrize("name", [name for name in PIPES if name not in ("world", "guided")])
 def test_a_call_is_its_stream_and_videos_are_those_made_alone(name):
     pipe, count = pipe_of(name), pipe_of(name).trained_frames + 4
     prompts = [["a red ball"], ["blue", "green"] if name != "together" else ["blue"]]
@@ -91,12 +92,61 @@ def test_every_recipe_makes_and_goes_on_with_videos(name):
     PIPES[name] = (name, "backbone.heads=1")
     pipe = pipe_of(name)
     short = pipe.count_frames(None)
-    called = pipe([["a"], ["b"]], num_frames=short, seed=3).frames
-    alone = pipe("b", num_frames=short, generator=item_generator(3, 1)).frames
+    is_guided = pipe.model.recipe.condition.structure != "none"
+
+    def guide(count):
+        return {"structure": clip(name, count, seed=5)} if is_guided else {}
+
+    called = pipe([["a"], ["b"]], num_frames=short, seed=3, **guide(short)).frames
+    item = item_generator(3, 1)
+    alone = pipe("b", num_frames=short, generator=item, **guide(short)).frames
     assert np.array_equal(called[1], alone[0]) and not np.array_equal(called[0], called[1])
     step = pipe.tokenizer.step_frames * pipe.frames_per_block
-    longer = pipe("b", video=alone[0], num_frames=short + step, seed=4).frames
+    more = guide(short + step)
+    longer = pipe("b", video=alone[0], num_frames=short + step, seed=4, **more).frames
     assert np.array_equal(longer[:, :short], alone) and longer.shape[1] == short + step
+
+
+def test_structure_guides_every_frame():
+    pipe, shape = pipe_of("guided"), clip("guided", 5, 1)
+    made = pipe("a", structure=shape, seed=3).frames
+    assert made.shape[1] == 5  # as many as the structure has
+    assert np.array_equal(made, streamed(pipe, "a", structure=shape, seed=3)[0])
+    luma = (shape @ np.array([0.299, 0.587, 0.114])).astype(np.float32) / 255
+    pictures = [Image.fromarray(frame) for frame in shape]
+    for same in (luma, torch.from_numpy(luma), pictures, shape.repeat(2, 1).repeat(2, 2)):
+        again = pipe("a", structure=same, seed=3).frames.astype(int)
+        assert np.abs(again - made).max() <= 1
+    other = shape.copy()
+    other[3] = 255 - other[3]
+    changed = pipe("a", structure=other, seed=3).frames
+    assert np.array_equal(changed[:, :3], made[:, :3])
+    assert not np.array_equal(changed[:, 3], made[:, 3])
+    both = np.stack([shape, other])
+    two = pipe([["a"], ["a"]], structure=both, generator=[item_generator(3, 0)] * 2).frames
+    assert not np.array_equal(two[0, 3], two[1, 3])
+    alone = pipe("a", structure=shape, generator=item_generator(3, 0)).frames
+    first = pipe([["a"], ["a"]], structure=both, seed=3).frames[0]
+    assert np.array_equal(first, alone[0])
+
+
+@pytest.mark.parametrize(
+    ("name", "structure", "settings", "message"),
+    [
+        ("guided", None, {}, r"guided by structure \(luma\); give a clip"),
+        ("flow", "clip", {}, "takes no structure; leave it out"),
+        ("guided", "clip", {"num_frames": 6}, r"number of structure maps is 4; legal 6"),
+        ("guided", np.zeros((4, 8), np.float32), {}, r"structure is \(4, 8\); legal numbers"),
+        ("guided", np.full((4, 8, 8), 1.5), {}, r"legal numbers in \[0, 1\]"),
+        ("guided", np.full((4, 8, 8), np.nan), {}, r"legal numbers in \[0, 1\]"),
+        ("guided", np.zeros((3, 4, 8, 8)), {}, "number of structures is 3; legal 1 or 1"),
+        ("guided", "frames.gif", {}, "structure"),
+    ],
+)
+def test_structure_that_does_not_fit_is_refused(name, structure, settings, message):
+    shape = clip(name, 4) if isinstance(structure, str) and structure == "clip" else structure
+    with pytest.raises(UsageError, match=message):
+        pipe_of(name)("a", structure=shape, **settings)
 
 
 @pytest.mark.parametrize("name", ["flow", "fused", "masked", "pairs"])
