@@ -1,4 +1,4 @@
-"""Changes of HumanML3D features that keep what a motion shows: pieces, tempo, mirror, noise.
+"""Changes of HumanML3D features: those that keep what a motion shows, and those that spoil it.
 
 The order of the 263 features is told in motion/features.py. It knows nothing of models, and of
 texts the words "left" and "right".
@@ -28,6 +28,11 @@ LEFT_RIGHT = ((1, 2), (4, 5), (7, 8), (10, 11), (13, 14), (16, 17), (18, 19), (2
 """Joints that change places in a mirror."""
 SHORTEST = 8
 """Frames of a piece at the least, where the clip has them."""
+LONGEST = 100
+"""Frames of a piece at the most: long clips would make everything else wait."""
+STILL = 0.1
+"""Mean speed of the joints, m/s, below which a clip may as well stand still."""
+KINDS = ("frozen", "shuffled", "noisy")
 WORDS = {"left": "right", "right": "left"}
 
 
@@ -110,6 +115,7 @@ def augmented(
     pieces, told = [], []
     for motion, text, (size, place, tempo, side, dirt) in zip(motions, texts, draws, strict=True):
         length = max(min(SHORTEST, len(motion)), round((0.6 + 0.4 * size) * len(motion)))
+        length = min(length, LONGEST)
         start = int(place * (len(motion) - length + 1))
         piece = at_tempo(motion[start : start + length], 0.85 + 0.3 * tempo)
         if side < 0.5:
@@ -120,3 +126,50 @@ def augmented(
         pieces.append(piece)
         told.append(text)
     return pieces, told
+
+
+def spoiled(
+    motion: Float[Tensor, "frames features"],
+    std: Float[Tensor, " seen"],
+    generator: torch.Generator,
+    fps: float,
+) -> Float[Tensor, "frames features"]:
+    """Make of a motion what no body does: it stops dead, its frames are shuffled, or it trembles.
+
+    Shown as motions of no text, they keep an encoder from naming single poses. A clip that hardly
+    moves is not frozen, since that would change nothing.
+
+    Args:
+        motion: Raw HumanML3D features.
+        std: Deviation of the features that get noise, from the first on.
+        generator: Source of randomness.
+        fps: Frames per second.
+    """
+    draw, place, size = torch.rand(3, generator=generator).tolist()
+    ways = motion[:, _LAYOUT.ways].unflatten(1, (-1, 3))
+    is_still = float(ways.norm(dim=-1).mean()) * fps < STILL
+    kinds = KINDS[1:] if is_still else KINDS
+    kind = kinds[int(draw * len(kinds))]
+    if kind == "frozen":
+        return frozen(motion, int(place * len(motion)))
+    if kind == "shuffled" and not is_still:
+        return motion[torch.randperm(len(motion), generator=generator)]
+    noise = torch.randn((len(motion), len(std)), generator=generator)
+    changed = motion.clone()
+    changed[:, : len(std)] += (0.5 + size) * std * noise
+    return changed
+
+
+def frozen(
+    motion: Float[Tensor, "frames features"], frame: int
+) -> Float[Tensor, "frames features"]:
+    """Hold one frame for the length of a motion; nothing turns, goes or moves.
+
+    Args:
+        motion: Raw HumanML3D features.
+        frame: Number of the frame.
+    """
+    held = motion[frame].clone()
+    held[:3] = 0
+    held[_LAYOUT.ways] = 0
+    return held.expand(len(motion), -1).clone()

@@ -1,9 +1,9 @@
 """Measure a motion model on held-out texts: does it show them, does it move like bodies do.
 
 Beside what is drawn stand the real held-out motions of the same texts, the same motions through the
-tokenizer, the training motion with the nearest text, shown as it is, and a body that stands still
-for as long. Everything is judged by our own text-motion evaluator, named in the result. It knows no
-model by name.
+tokenizer, the training motion with the nearest text, shown as it is, one pose of the real motion
+held for as long (how far a pose alone gets), and a body that stands still. Everything is judged by
+our own text-motion evaluator, named in the result. It knows no model by name.
 """
 
 import logging
@@ -12,22 +12,28 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from ..core.errors import DataError, ResourceError
 from ..models.generator import GenerativeModel
+from ..motion.features import features_to_motion
+from ..motion.figure import draw_strip
 from .baselines import nearest_captions
+from .checkpoint import write_atomic
 from .clip_run import held_out_clips
 from .clips import ClipDataset
 from .embedding_metrics import POOL, multimodality, ratio_interval, with_interval
-from .motion_augment import GROUPS
+from .motion_augment import frozen
 from .motion_drawing import Motions, drawn_motions, most_frames, recoded_motions
 from .motion_metrics import mpjpe, usual_jump, velocity_jumps
 from .motion_panel import Panel, Values, frechet_floors, joints_of, mean_bones
+from .pictures import sheet_png
 from .text_motion import (
     MOST_FRAMES,
     TRAIN_STEPS,
     TextMotionEncoder,
+    check_features,
     fingerprint,
     fitted,
     load_text_motion,
@@ -36,6 +42,8 @@ from .text_motion import (
 )
 
 logger = logging.getLogger(__name__)
+SHOWN, POSES, STRIP_HEIGHT = 6, 8, 192
+"""Texts on the sheet, poses of a motion, and their height in pixels."""
 VARIANTS = 4
 """Motions drawn per text for multimodality."""
 COMPARED = ("r_precision_top_1", "r_precision_top_2", "r_precision_top_3",
@@ -101,6 +109,7 @@ def evaluator_for(
 def evaluate_motions(
     model: GenerativeModel, tokenizer: Any, clips: ClipDataset, folder: Path,
     settings: MotionSettings = MotionSettings(), source: str = "the given clips",
+    sheet: Path | None = None,
 ) -> dict[str, Any]:  # fmt: skip
     """Measure everything a motion model can be measured on.
 
@@ -111,22 +120,27 @@ def evaluate_motions(
         folder: The pipeline's folder, where an evaluator may be kept.
         settings: How much to measure.
         source: Name of the data set, for the evaluator's name.
+        sheet: PNG to write: poses of real motions above those drawn for their texts; None = none.
 
     Returns:
         JSON-ready: the evaluator; `table`, metric by metric, for `generated`, `real_held_out`,
-        `tokenizer_reconstruction`, `nearest_training_text` and `standing_still`, each with a 95 %
-        interval and n; `generated_over_real` with paired intervals; Frechet floors between real
-        sets; multimodality; joint errors of the tokenizer.
+        `tokenizer_reconstruction`, `nearest_training_text`, `one_real_pose_held` and
+        `standing_still`, each with a 95 % interval and n; `generated_over_real` with paired
+        intervals; Frechet floors between real sets; multimodality; joint errors of the tokenizer.
 
     Raises:
         DataError: No held-out clip, or clips of something other than these features.
     """
+    check_features([clips.clip(i) for i in range(len(clips))])
     held_out = held_out_clips(clips)
     if held_out is None:
         raise DataError("every clip is in the training split; eval needs others")
     evaluator = evaluator_for(clips, folder, settings, source)
     measured = _Measured(model, tokenizer, clips, held_out, evaluator, settings)
-    return measured.result()
+    sets = measured.sets()
+    if sheet is not None:
+        write_atomic(sheet, measured.sheet(sets))
+    return measured.result(sets)
 
 
 class _Measured:
@@ -163,9 +177,7 @@ class _Measured:
         lengths = [len(motion) for motion in self.real]
         rng = np.random.default_rng(self.settings.seed)
         found = nearest_captions(self.texts, self.train.captions)
-        still = self._usual_pose()
-        still[:3] = 0  # neither turns nor goes
-        still[GROUPS[-1]] = 0
+        usual = self._usual_pose()
         return {
             "generated": self._drawn(self.texts, lengths, self.settings.seed),
             "real_held_out": self.real,
@@ -173,8 +185,10 @@ class _Measured:
             "nearest_training_text": [
                 self.training[int(rng.choice(numbers))] for _, numbers in found
             ],
-            "standing_still": [np.repeat(still[None], n, axis=0) for n in lengths],
-        }
+            "one_real_pose_held": [_held(motion[len(motion) // 2], len(motion))
+                                   for motion in self.real],
+            "standing_still": [_held(usual, n) for n in lengths],
+        }  # fmt: skip
 
     def _usual_pose(self) -> NDArray[np.float32]:
         """Find the training frame that is nearest to the mean of all: a pose somebody stood in."""
@@ -189,9 +203,22 @@ class _Measured:
             progress=self.settings.progress,
         )  # fmt: skip
 
-    def result(self) -> dict[str, Any]:
-        """Draw, measure and tell."""
-        sets = self.sets()
+    def sheet(self, sets: dict[str, Motions]) -> bytes:
+        """Draw poses of some real motions, those generated for the same texts below, as PNG."""
+        index = np.linspace(0, len(self.texts) - 1, min(SHOWN, len(self.texts))).round().astype(int)
+        shown = [sets[name][i] for i in index for name in ("real_held_out", "generated")]
+        strips = [
+            np.asarray(draw_strip(features_to_motion(m, fps=self.panel.fps), POSES, STRIP_HEIGHT))
+            for m in shown
+        ]
+        width = max(strip.shape[1] for strip in strips)
+        blank = [((0, 0), (0, width - strip.shape[1]), (0, 0)) for strip in strips]
+        return sheet_png(
+            [np.pad(a, b, constant_values=255) for a, b in zip(strips, blank, strict=True)]
+        )
+
+    def result(self, sets: dict[str, Motions]) -> dict[str, Any]:
+        """Measure sets and tell."""
         vectors = {name: self.evaluator.embed(motions) for name, motions in sets.items()}
         values = {name: self.panel.values(sets[name], vectors[name]) for name in sets}
         real = vectors["real_held_out"]
@@ -312,6 +339,11 @@ class _Measured:
             for name, some in long.items()
             if some
         }
+
+
+def _held(pose: NDArray[np.float32], frames: int) -> NDArray[np.float32]:
+    """Hold a pose for some frames, [frames, features]; nothing turns, goes or moves."""
+    return frozen(torch.from_numpy(pose)[None], 0).expand(frames, -1).numpy()
 
 
 def by_metric(reports: dict[str, dict[str, Any]], chance: dict[str, float]) -> dict[str, Any]:

@@ -32,7 +32,7 @@ from ..core.errors import DataError, ModelError, check_count
 from ..models.text import HashTextEncoder
 from .balance import balanced_order
 from .clips import ClipDataset
-from .motion_augment import FEATURES, GROUPS, augmented
+from .motion_augment import FEATURES, GROUPS, augmented, spoiled
 from .optim import learning_rate_at
 from .order import batch_indices, seed_for
 from .text_video import contrastive
@@ -43,6 +43,10 @@ SEEN = GROUPS[-1].stop
 MOST_FRAMES = 196
 """Frames of a motion that are looked at; published sets cut there."""
 TRAIN_STEPS = 400
+NOTHING = "nothing"
+"""Text of what no body does: frozen, shuffled and trembling motions."""
+SPOIL_EVERY = 2
+"""Every second clip of a batch is shown once more, spoiled."""
 TEMPERATURE = 0.1
 LEAST_SPREAD = 1e-3
 """Smallest deviation a group of features is divided by; float16 holds it."""
@@ -236,6 +240,9 @@ def train_text_motion(
             [torch.from_numpy(motions[i]) for i in chosen], [clips.captions[i] for i in chosen],
             encoder.std, generator,
         )  # fmt: skip
+        for piece in pieces[::SPOIL_EVERY]:
+            pieces.append(spoiled(piece, encoder.std, generator, clips.fps))
+            told.append(NOTHING)
         loss = _loss(encoder, pieces, told, texts)
         rate = learning_rate_at(step, peak=2e-3, num_steps=steps, warmup_steps=min(30, steps // 4))
         for group in optimizer.param_groups:

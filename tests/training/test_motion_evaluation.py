@@ -7,6 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from tests.tiny_motion import TEXTS, tiny_motions
 
 from blockloom.core.errors import DataError, ResourceError
@@ -73,7 +74,8 @@ def masked(clips):
 @pytest.fixture(scope="module")
 def report(flow, clips, tmp_path_factory):
     folder = tmp_path_factory.mktemp("model")
-    return evaluate_motions(*flow, clips, folder, SETTINGS, "rules.npz"), folder
+    sheet = folder / "sheet.png"
+    return evaluate_motions(*flow, clips, folder, SETTINGS, "rules.npz", sheet), folder
 
 
 def test_lengths_become_whole_latent_frames(flow, masked):
@@ -109,7 +111,7 @@ def test_what_is_generated_stands_beside_real_motion_and_copies(report, clips):
     result, _ = report
     json.dumps(result, allow_nan=False)
     sets = {"generated", "real_held_out", "tokenizer_reconstruction", "nearest_training_text",
-            "standing_still"}  # fmt: skip
+            "one_real_pose_held", "standing_still"}  # fmt: skip
     table = result["table"]
     for k in (1, 2, 3):
         line = table[f"r_precision_top_{k}"]
@@ -121,6 +123,8 @@ def test_what_is_generated_stands_beside_real_motion_and_copies(report, clips):
     assert top["real_held_out"]["value"] >= 0.95 > top["generated"]["value"]
     assert top["nearest_training_text"]["value"] >= 0.95  # every text was trained on
     assert top["standing_still"]["value"] <= 0.6
+    held = table["mm_distance"]["one_real_pose_held"]["value"]
+    assert held > table["mm_distance"]["real_held_out"]["value"] + 0.2  # a pose is no motion
     low, high = top["generated"]["interval"]
     assert 0 <= low <= top["generated"]["value"] <= high <= 1
     distance = table["frechet_distance"]
@@ -148,6 +152,16 @@ def test_the_result_names_its_evaluator_and_what_was_asked(report, clips):
     assert asked["texts_not_trained_on"] == []
     place = folder / f"evaluator-{fingerprint(clips.only('train'))}"
     assert sorted(file.suffix for file in place.iterdir()) == [".json", ".safetensors"]
+
+
+def test_the_sheet_shows_real_motions_above_generated_ones(report):
+    with Image.open(report[1] / "sheet.png") as picture:
+        rows = np.asarray(picture.convert("L")).astype(float)
+    # Twelve strips of eight poses, a white line under every second one.
+    assert rows.shape == (12 * 192 + 6 * 6, 8 * 119)
+    real, drawn = rows[:192], rows[192:384]
+    assert (rows[384:390] == 255).all() and real.std() > 5 and drawn.std() > 5
+    assert np.abs(real - drawn).mean() > 1
 
 
 def test_several_motions_of_a_text_differ_as_real_ones_do(report):

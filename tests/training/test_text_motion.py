@@ -15,10 +15,13 @@ from blockloom.training.motion_augment import (
     GROUPS,
     at_tempo,
     augmented,
+    frozen,
     mirrored,
     mirrored_text,
+    spoiled,
 )
 from blockloom.training.text_motion import (
+    NOTHING,
     SEEN,
     TextMotionEncoder,
     fingerprint,
@@ -39,7 +42,7 @@ def clips() -> ClipDataset:
 
 @pytest.fixture(scope="module")
 def encoder(clips) -> TextMotionEncoder:
-    return train_text_motion(clips.only("train"), 80, 20, source="rules", **SIZES)
+    return train_text_motion(clips.only("train"), 100, 20, source="rules", **SIZES)
 
 
 def test_a_mirrored_motion_is_the_mirrored_joints():
@@ -106,6 +109,42 @@ def test_augmenting_follows_the_generator_and_mirrors_texts_with_motions():
         place = recover(piece)[:, [20, 21], 1].std(0)  # the wrist that is raised moves more
         assert (place[0] > place[1]) == (text == TEXTS[2])
         assert 15 <= len(piece) <= 36
+
+
+def test_spoiled_motions_stop_lose_their_order_or_tremble():
+    motion = torch.from_numpy(tiny_features(TEXTS[0], 30))
+    std = torch.full((SEEN,), 0.1)
+    kinds = set()
+    for seed in range(24):
+        bad = spoiled(motion, std, torch.Generator().manual_seed(seed), 20.0)
+        assert bad.shape == motion.shape and not torch.equal(bad, motion)
+        if torch.equal(bad, bad[:1].expand_as(bad)):
+            kinds.add("frozen")
+            assert (recover(bad) - recover(bad)[:1]).abs().max() < 1e-6
+        elif torch.equal(bad.sort(0).values, motion.sort(0).values):
+            kinds.add("shuffled")
+        else:
+            kinds.add("noisy")
+            assert 0.04 < float((bad - motion)[:, :SEEN].std()) < 0.16
+    assert kinds == {"frozen", "shuffled", "noisy"}
+    # Who stands still anyway cannot be frozen or shuffled: only noise spoils that.
+    still = frozen(motion, 3)
+    assert torch.equal(still[:, 3], motion[3, 3].expand(30))
+    for seed in range(8):
+        bad = spoiled(still, std, torch.Generator().manual_seed(seed), 20.0)
+        assert float((bad - still)[:, :SEEN].std()) > 0.04
+
+
+def test_it_tells_poses_from_motions(clips, encoder):
+    """A frozen pose is nearer to "nothing" than to the text of the motion it was taken from."""
+    held_out = clips.only("test")
+    motions = [held_out.clip(i) for i in range(len(held_out))]
+    stopped = [frozen(torch.from_numpy(motion), 10).numpy() for motion in motions]
+    words, nothing = encoder.embed_texts(held_out.captions), encoder.embed_texts([NOTHING])
+    for some, is_motion in ((motions, True), (stopped, False)):
+        seen = encoder.embed(some)
+        own = np.linalg.norm(seen - words, axis=1)
+        assert ((own < np.linalg.norm(seen - nothing, axis=1)) == is_motion).mean() >= 0.75
 
 
 def test_statistics_share_a_deviation_in_a_group():
