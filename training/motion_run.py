@@ -20,6 +20,7 @@ from .clip_stage import PixelWindows, leading_actions
 from .clips import ClipDataset, tokenizer_input
 from .loop import TrainConfig
 from .motion_archive import load_motions
+from .motion_mixing import with_mixtures
 from .tokenizer_stage import save_half, train_tokenizer
 
 LEAST_FRAMES, MOST_FRAMES = 40, 200
@@ -59,6 +60,7 @@ def train_motion_tokenizer(
     resume: bool = False,
     frames: int = 64,
     balance: str = "none",
+    mixtures: int = 0,
 ) -> dict[str, Any]:
     """Prepare a tokenizer on training clips, train it, and store it in `folder/final`.
 
@@ -71,12 +73,15 @@ def train_motion_tokenizer(
         resume: Go on from the newest checkpoint.
         frames: Frames per window; shorter clips count as far as they go.
         balance: Lets windows of rare kinds come more often, as `train.balance` does.
+        mixtures: Motions per clip that are added, mixed from parts of several (motion_mixing.py).
 
     Returns:
         The report of the loop (of a tokenizer without weights, the number of frames measured), and
         the error of held-out clips where there are any.
     """
     seen = clips.only("train")
+    if mixtures:
+        seen = with_mixtures(seen, mixtures, torch.Generator().manual_seed(config.seed))
     length = -(-frames // tokenizer.step_frames) * tokenizer.step_frames
     train: Any = PixelWindows(seen, length, max(1, length // 8), pad=True)
     order = balanced_order([seen.captions[c] for c in train.windows.clip.tolist()], balance)

@@ -47,6 +47,7 @@ PIPELINES = {
 """Class that runs a saved model: by modality, and "world" for videos that are steered."""
 
 STAGES = ("tokenizer", "model", "all")
+_TOKENIZER_EXTRAS = ("init_from", "frames", "balance", "mixtures")
 
 
 @dataclass(frozen=True)
@@ -206,7 +207,7 @@ def _train_tokenizer(
     medium: Medium,
 ) -> dict[str, Any]:
     given = dict(recipe.tokenizer.get("train", {}))
-    more = {key: given.pop(key) for key in ("init_from", "frames", "balance") if key in given}
+    more = {key: given.pop(key) for key in _TOKENIZER_EXTRAS if key in given}
     changes = given | {"progress": progress} | ({"num_steps": steps} if steps else {})
     config = train_config(recipe, steps, **changes)
     return medium.fit(tokenizer, dataset, config, out / "tokenizer", resume=resume, **more)
