@@ -31,6 +31,7 @@ CHANNELS = {name.lower(): name for name in POSITIONS + ROTATIONS}
 MAX_JOINTS = 1000
 MAX_DEPTH = 200
 MAX_BYTES = 256 * 2**20
+MAX_NUMBER = 1e9
 
 
 @dataclass(frozen=True)
@@ -217,7 +218,9 @@ class _Hierarchy:
             raise self.fault(f"OFFSET needs three numbers; got {rest[:40]!r}")
         numbers = [_number(token) for token in tokens[:3]]
         if bad := next((t for t, n in zip(tokens, numbers, strict=False) if n is None), None):
-            raise self.fault(f"OFFSET of {self.called(joint)}: {bad[:40]!r} is no finite number")
+            raise self.fault(
+                f"OFFSET of {self.called(joint)}: {bad[:40]!r} is no finite number up to 1e9"
+            )
         x, y, z = (float(number or 0) for number in numbers)
         old = self.joints[joint]
         self.joints[joint] = BvhJoint(old.name, old.parent, (x, y, z), old.channels, old.is_end)
@@ -287,12 +290,12 @@ def _names_channel(tokens: list[str]) -> bool:
 
 
 def _number(token: str) -> float | None:
-    """Return a finite number, or None."""
+    """Return a number that is finite and no larger than any body, or None."""
     try:
         value = float(token)
     except ValueError:
         return None
-    return value if np.isfinite(value) and "_" not in token else None
+    return value if abs(value) <= MAX_NUMBER and "_" not in token else None
 
 
 def _header(lines: list[str], motion: int, source: str) -> tuple[int, float, int]:
@@ -344,7 +347,7 @@ def _rows(
         )
     try:
         values = np.loadtxt([line for _, line in body], dtype=np.float64, ndmin=2, comments=None)
-        is_bad = not np.isfinite(values).all()
+        is_bad = not (np.abs(values) <= MAX_NUMBER).all()
     except ValueError:
         is_bad = True
     if is_bad:
@@ -353,7 +356,7 @@ def _rows(
                 if _number(token) is None:
                     raise DataError(
                         f"{source} line {number + 1}: number {column + 1} of frame {frame} is "
-                        f"{token[:40]!r}, no finite number"
+                        f"{token[:40]!r}, no finite number up to 1e9"
                     )
         raise DataError(f"{source}: the rows hold something that is no number")
     return values

@@ -86,7 +86,8 @@ class Motion:
 
     def on_floor(self) -> "Motion":
         """Return the clip moved up or down so that its lowest joint touches the floor, y = 0."""
-        return replace(self, joints=self.joints - self.joints[..., 1].min() * np.float32([0, 1, 0]))
+        up = np.array([0, 1, 0], dtype=np.float32)
+        return replace(self, joints=self.joints - self.joints[..., 1].min() * up)
 
     def tensors(self) -> tuple[Tensor, Tensor | None]:
         """Return joints and rotations (or None) as float64 tensors; rotations of length 1."""

@@ -97,11 +97,14 @@ def guess_map(skeleton: Skeleton) -> dict[str, str]:
 def name_parts(skeleton: Skeleton) -> Skeleton:
     """Return the skeleton with hips, shoulders and feet filled in where its names tell them."""
     ours = {target: name for name, target in guess_map(skeleton).items()}
-    parts = {}
-    for key in ("hips", "shoulders", "feet"):
+
+    def found(key: str) -> tuple[str, ...]:
+        given: tuple[str, ...] = getattr(skeleton, key)
+        if given:
+            return given
         wanted = [ours.get(name) for name in getattr(HUMAN22, key)]
-        found = tuple(name for name in wanted if name is not None)
-        is_whole = len(found) == len(wanted) or (key == "feet" and len(found) == 2)
-        if not getattr(skeleton, key) and is_whole:
-            parts[key] = found
-    return replace(skeleton, **parts) if parts else skeleton
+        there = tuple(name for name in wanted if name is not None)
+        is_whole = len(there) == len(wanted) or (key == "feet" and len(there) == 2)
+        return there if is_whole else ()
+
+    return replace(skeleton, hips=found("hips"), shoulders=found("shoulders"), feet=found("feet"))

@@ -166,6 +166,7 @@ BROKEN = {
     "nan in a row": ("-40", "NaN", "number 7 of frame 1 is 'NaN'"),
     "inf in a row": ("-40", "inf", "number 7 of frame 1 is 'inf'"),
     "comma decimals": ("-40", "-40,5", "number 7 of frame 1 is '-40,5'"),
+    "absurdly large": ("-40", "1e308", "frame 1 is '1e308', no finite number up to 1e9"),
     "underscore": ("-40", "-4_0", "number 7 of frame 1 is '-4_0'"),
 }  # fmt: skip
 
