@@ -64,7 +64,7 @@ Sets = tyro.conf.UseAppendAction[
     tuple[Annotated[str, values.spec(values.override, "KEY=VALUE")], ...]
 ]
 Format = Literal["text", "json"]
-Kind = Literal["image", "video"]
+Kind = Literal["image", "video", "motion"]
 Frames = Annotated[
     int | None,
     values.spec(values.whole("--frames", 1, values.MAX_FRAMES), "N", absent="recipe"),
@@ -73,6 +73,17 @@ Fps = Annotated[
     float | None, values.spec(values.real("--fps", 0.1, 240.0), "0.1..240", absent="as given, or 8")
 ]
 Scale = Annotated[int, values.spec(values.whole("--scale", 1, 64), "1..64")]
+MOTION_FORMATS = ("mp4", "gif", "bvh", "glb", "npz")
+Formats = Annotated[
+    tuple[str, ...] | None,
+    values.spec(
+        values.names_of("--formats", MOTION_FORMATS), ",".join(MOTION_FORMATS), absent="mp4,bvh"
+    ),
+]
+Seconds = Annotated[
+    float | None,
+    values.spec(values.real("--seconds", 0.0, 50_000, open_low=True), "S", absent="recipe"),
+]
 
 
 @dataclass(frozen=True)
@@ -93,7 +104,7 @@ class Model(Common):
     """Use the bundled model that was trained from this recipe (see `blockloom recipes`)."""
     model: Name = None
     """Bundled name or folder of a saved pipeline. Default: blockloom/emoji, for videos
-    blockloom/clips, to play blockloom/world."""
+    blockloom/clips, for motions blockloom/motion, to play blockloom/world."""
     device: Device = "auto"
     """Where to compute; auto takes CUDA when there is one."""
     dtype: Dtype = None
@@ -127,16 +138,28 @@ class Sampling(Model):
 
 @dataclass(frozen=True)
 class Generate(Sampling):
-    """Make pictures or videos from a prompt."""
+    """Make pictures, videos or motions of a human body from a prompt."""
 
     kind: tyro.conf.Positional[Kind] = "image"
     """What to make."""
     prompt: Prompt = None
-    """What to draw; videos may do without."""
+    """What to draw; videos and motions may do without."""
     prompts_per_block: Path = None
-    """Videos: a text file whose line k is the prompt of block k of new frames; the last goes on."""
+    """Videos and motions: a text file whose line k is the prompt of block k of new frames; the last
+    goes on."""
+    segment_seconds: Annotated[
+        float | None,
+        values.spec(values.real("--segment-seconds", 0.0, 50_000, open_low=True), "S"),
+    ] = None
+    """Motions: how long each line of --prompts-per-block lasts, in place of one block."""
     frames: Frames = None
-    """Videos: frames in all. Some models take 4n + 1 only."""
+    """Videos: frames in all; some models take 4n + 1 only. Motions: 20 per second, most 4n."""
+    seconds: Seconds = None
+    """Motions: length, in place of --frames; the nearest legal one is taken."""
+    motion: Path = None
+    """Motions: a .bvh or .npz to go on from; its frames come first."""
+    formats: Formats = None
+    """Motions: kinds of files to write, all under one name."""
     fps: Fps = None
     """Videos: frames per second of the file."""
     image: Path = None
@@ -152,8 +175,8 @@ class Generate(Sampling):
     num: Annotated[int, values.spec(values.whole("--num", 1, values.MAX_NUM), "N")] = 1
     """How many."""
     out: Path = None
-    """A .png, for videos .mp4, .webm or .gif (one output), or a folder. Default: the folder
-    outputs."""
+    """A .png, for videos .mp4, .webm or .gif, for motions .mp4, .gif, .bvh, .glb or .npz (one
+    output), or a folder. Default: the folder outputs."""
     overwrite: bool = False
     """Replace files that hold something else."""
     no_metadata: bool = False
@@ -164,27 +187,32 @@ class Generate(Sampling):
 
 @dataclass(frozen=True)
 class Edit(Sampling):
-    """Redraw a region of a picture from a prompt and keep the rest; or go on with a video."""
+    """Redraw a region of a picture or a span of a motion, keep the rest; or go on with a clip."""
 
     kind: tyro.conf.Positional[Kind] = "image"
     """What to edit."""
     input: tyro.conf.Positional[Path] = None
-    """The picture (PNG, JPEG, WEBP, GIF or BMP) or the video (MP4, WebM or GIF)."""
+    """The picture (PNG, JPEG, WEBP, GIF or BMP), video (MP4, WebM or GIF) or motion (BVH, npz)."""
     prompt: Text = None
-    """What the whole picture or video shows; videos may do without."""
+    """What the whole picture or clip shows; videos and motions may do without."""
     continue_frames: Annotated[
         int | None,
         values.spec(values.whole("--continue", 1, values.MAX_FRAMES), "N"),
         tyro.conf.arg(name="continue"),
     ] = None
-    """Videos: make this many frames after the last."""
+    """Videos and motions: make this many frames after the last."""
     between_frames: Annotated[
         int | None,
         values.spec(values.whole("--between", 1, values.MAX_FRAMES), "N"),
         tyro.conf.arg(name="between"),
     ] = None
-    """Videos: keep the first and the last frame and make this many between them; only models that
-    make all frames together can."""
+    """Keep the first and the last frame of a video, or four of a motion, and make this many between
+    them; only models that make all frames together can."""
+    span: Annotated[str | None, values.spec(values.span, "START-END")] = None
+    """Motions: seconds that are made anew, such as 2.0-4.0; all other frames stay. Models that make
+    frames in order can redraw the end only."""
+    formats: Formats = None
+    """Motions: kinds of files to write, all under one name."""
     fps: Fps = None
     """Videos: frames per second of the file."""
     scale: Scale = 1
@@ -198,7 +226,8 @@ class Edit(Sampling):
     params_from: Path = None
     """Repeat the edit of this file or sidecar .json; flags given beside it win."""
     out: Path = None
-    """A .png, for videos .mp4, .webm or .gif, or a folder. Default: the folder outputs."""
+    """A .png, for videos .mp4, .webm or .gif, for motions .mp4, .gif, .bvh, .glb or .npz, or a
+    folder. Default: the folder outputs."""
     overwrite: bool = False
     """Replace files that hold something else."""
     no_metadata: bool = False

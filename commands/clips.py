@@ -63,27 +63,30 @@ def check_fps(fps: float, place: output.Target) -> None:
         )
 
 
-def choose(name: str | None, recipe: str | None, default: str) -> models.Choice:
-    """Find the model that the flags name, and refuse one that draws pictures.
+def choose(
+    name: str | None, recipe: str | None, default: str, wanted: str = "video"
+) -> models.Choice:
+    """Find the model that the flags name, and refuse one that makes something else.
 
     Args:
         name: `--model`.
         recipe: `--recipe`.
         default: Bundled name that is used when neither is given.
+        wanted: What it should make: video or motion.
 
     Raises:
         UsageError: No model named and the bundled one is not installed.
-        ModelError: As `models.choose`, and for models that make no videos.
+        ModelError: As `models.choose`, and for models that make something else.
     """
     if name is None and recipe is None:
         if default not in bundled_models():
             raise UsageError(
-                explain("no model given", allowed="a folder of a trained video model",
+                explain("no model given", allowed=f"a folder of a trained {wanted} model",
                         hint="--model FOLDER")
             )  # fmt: skip
         name = default
     choice = models.choose(name, recipe)
-    models.check_makes(choice, "video")
+    models.check_makes(choice, wanted)
     return choice
 
 

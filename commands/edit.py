@@ -1,6 +1,6 @@
 """`blockloom edit`: redraw a region of a picture from a prompt, keep the rest.
 
-Videos are edited in `edit_video`.
+Videos are edited in `edit_video`, motions in `edit_motion`.
 """
 
 from dataclasses import replace
@@ -17,7 +17,7 @@ from .generate import flag_settings, named_model, report, warn_when_different
 if TYPE_CHECKING:
     import numpy as np
 
-VIDEO_FLAGS = ("continue_frames", "between_frames", "fps", "scale")
+VIDEO_FLAGS = ("continue_frames", "between_frames", "fps", "scale", "span", "formats")
 
 
 def run(args: Edit) -> int:
@@ -33,6 +33,10 @@ def run(args: Edit) -> int:
         from . import edit_video
 
         return edit_video.run(args)
+    if args.kind == "motion":
+        from . import edit_motion
+
+        return edit_motion.run(args)
     output.refuse_flags(args, VIDEO_FLAGS, "edit image")
     target = output.plan(args.out, 1)
     if args.input is None:

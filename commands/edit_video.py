@@ -31,7 +31,7 @@ def run(args: Edit) -> int:
     Returns:
         Exit code 0.
     """
-    output.refuse_flags(args, (*PICTURE_FLAGS, "region"), "edit video")
+    output.refuse_flags(args, (*PICTURE_FLAGS, "region", "span", "formats"), "edit video")
     if args.input is None:
         raise UsageError(
             explain("no input video given", hint="blockloom edit video in.mp4 --continue 16")
@@ -70,21 +70,28 @@ def start_of(args: Edit, frames: Any, pipe: Any) -> Start:
     return Start(used, before=before if len(before) else None)
 
 
-def check_sees_the_end(choice: models.Choice) -> None:
+def check_sees_the_end(
+    choice: models.Choice, flag: str = "--between", hint: str = "--continue N"
+) -> None:
     """Refuse a model that makes frames in order, before its weights load.
+
+    Args:
+        choice: The model.
+        flag: What asks for frames behind the new ones.
+        hint: What to ask for instead.
 
     Raises:
         UsageError: It cannot see the last frame.
     """
     recipe = read_json(choice.folder / "model" / "config.json", "model/config.json").get("recipe")
     layout = recipe.get("layout") if isinstance(recipe, dict) else None
-    block = layout.get("block") if isinstance(layout, dict) else None
-    if block != "all":
+    layout = layout if isinstance(layout, dict) else {}
+    if layout.get("block") != "all" and layout.get("permute") != "any":
         raise UsageError(
             explain(
-                f"--between: model {choice.name} makes frames in order and cannot see the last one",
-                got=f"layout.block = {block}",
+                f"{flag}: model {choice.name} makes frames in order and cannot see the last one",
+                got=f"layout.block = {layout.get('block')}",
                 allowed="a model that makes all frames together (layout.block = all)",
-                hint="--continue N",
+                hint=hint,
             )
         )

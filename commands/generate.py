@@ -1,6 +1,6 @@
 """`blockloom generate`: pictures from a prompt, or again from a file's parameters.
 
-Videos are made in `generate_video`.
+Videos are made in `generate_video`, motions in `generate_motion`.
 """
 
 from dataclasses import replace
@@ -16,6 +16,7 @@ from .output import refuse_flags
 
 GROUP_SIZE = 8
 VIDEO_FLAGS = ("prompts_per_block", "frames", "fps", "image", "video", "structure", "scale")
+MOTION_FLAGS = ("segment_seconds", "seconds", "motion", "formats")
 _SAME_NAME = (
     "guidance_scale",
     "temperature",
@@ -49,7 +50,11 @@ def run(args: Generate) -> int:
         from . import generate_video
 
         return generate_video.run(args)
-    refuse_flags(args, VIDEO_FLAGS, "generate image")
+    if args.kind == "motion":
+        from . import generate_motion
+
+        return generate_motion.run(args)
+    refuse_flags(args, (*VIDEO_FLAGS, *MOTION_FLAGS), "generate image")
     target = output.plan(args.out, args.num)
     earlier = read_metadata(args.params_from) if args.params_from else None
     choice = models.choose(*named_model(args, earlier))

@@ -13,7 +13,7 @@ from ..core.messages import explain
 from ..pipelines.params import Record, VideoParams
 from . import clips, models, output, values
 from .arguments import Generate, Sampling
-from .generate import named_model, warn_when_different
+from .generate import MOTION_FLAGS, named_model, warn_when_different
 from .prompts import check_file, decoded, raw_lines
 
 if TYPE_CHECKING:
@@ -52,10 +52,10 @@ def run(args: Generate) -> int:
     Returns:
         Exit code 0.
     """
-    output.refuse_flags(args, PICTURE_FLAGS, "generate video")
+    output.refuse_flags(args, (*PICTURE_FLAGS, *MOTION_FLAGS), "generate video")
     if args.image is not None and args.video is not None:
         raise UsageError(explain("--image and --video both give first frames", hint="one of them"))
-    prompts = _block_prompts(args)
+    prompts = block_prompts(args)
     place = clips.target(args.out, args.num)
     given = args.image or args.video
     raw = clips.read_start(given) if given else None
@@ -97,7 +97,7 @@ def run(args: Generate) -> int:
     return 0
 
 
-def _block_prompts(args: Generate) -> list[str] | None:
+def block_prompts(args: Generate) -> list[str] | None:
     """Read the prompts of blocks, one per line; blank lines say nothing is told.
 
     Raises:

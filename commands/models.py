@@ -75,18 +75,21 @@ def choose(model: str | None, recipe: str | None) -> Choice:
     return Choice(shown, path, recipe_name(path), weights_hash(path))
 
 
+_MADE = {"ImagePipeline": "image", "MotionPipeline": "motion"}
+
+
 def check_makes(choice: Choice, wanted: str) -> None:
     """Refuse a model that makes something else, before its weights load.
 
     Args:
         choice: The model.
-        wanted: image or video.
+        wanted: image, video or motion.
 
     Raises:
-        ModelError: It makes the other.
+        ModelError: It makes another.
     """
     index = read_json(choice.folder / "model_index.json", "model_index.json")
-    made = "image" if index.get("_class_name") == "ImagePipeline" else "video"
+    made = _MADE.get(str(index.get("_class_name")), "video")
     if made != wanted:
         raise ModelError(
             explain(
@@ -179,8 +182,7 @@ def open_model(choice: Choice, device: "torch.device", dtype: str = "float32") -
         dtype: Number format of the weights.
 
     Returns:
-        An `ImagePipeline`, `VideoPipeline` or `WorldPipeline`, progress bar set for the terminal at
-        hand.
+        The pipeline that the folder names, progress bar set for the terminal at hand.
 
     Raises:
         ModelError: The folder cannot be loaded.

@@ -174,6 +174,35 @@ def region(text: str) -> str:
     return f"{x0},{y0},{x1},{y1}"
 
 
+def span(text: str) -> str:
+    """Check the form of a span in seconds; the motion's own length is compared later."""
+    match = re.fullmatch(r"(\d{1,6}(?:\.\d{1,6})?)-(\d{1,6}(?:\.\d{1,6})?)", text)
+    if not match:
+        raise FlagError(explain("--span", got=text, allowed="START-END in seconds", hint="2.0-4.0"))
+    if not float(match[1]) < float(match[2]):
+        raise FlagError(explain("--span is empty", got=text, allowed="START before END"))
+    return text
+
+
+def names_of(flag: str, legal: tuple[str, ...]) -> Callable:
+    """Make a parser of a list of names, commas between them; each counts once.
+
+    Args:
+        flag: Name shown in messages, with its dashes.
+        legal: Legal names.
+    """
+
+    def parse(text: str) -> tuple[str, ...]:
+        parts = tuple(dict.fromkeys(part.strip().lower() for part in text.split(",")))
+        for part in parts:
+            if part not in legal:
+                allowed, hint = ", ".join(legal), nearest(part, legal)
+                raise FlagError(explain(flag, got=part, allowed=allowed, hint=hint))
+        return parts
+
+    return parse
+
+
 def shard(text: str) -> str:
     """Check `i/n`: shard i, counted from 0, of n."""
     match = re.fullmatch(r"(\d{1,5})/(\d{1,5})", text)

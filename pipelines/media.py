@@ -176,17 +176,19 @@ def is_done(path: Path, key: str) -> bool:
         key: `ImageParams.key` that is expected.
 
     Returns:
-        True only when picture and sidecar exist, and the sidecar names this key and the
-        picture's actual sha256.
+        True only when file and sidecar exist, and the sidecar names this key and the file's actual
+        sha256 (in `files` where one sidecar stands for several files).
     """
     try:
         sidecar = json.loads(path.with_suffix(".json").read_bytes())
         digest = hashlib.sha256(path.read_bytes()).hexdigest()
     except (OSError, ValueError):
         return False
-    return (
-        isinstance(sidecar, dict) and sidecar.get("key") == key and sidecar.get("sha256") == digest
-    )
+    if not isinstance(sidecar, dict) or sidecar.get("key") != key:
+        return False
+    files = sidecar.get("files")
+    told = files.get(path.name) if isinstance(files, dict) else sidecar.get("sha256")
+    return bool(told == digest)
 
 
 def read_metadata(path: str | Path) -> Record[ImageParams]:

@@ -189,9 +189,7 @@ class MotionPipeline(BlockPipeline):
         check_numbers(given, _COPIES)
         prompts = [texts for texts in prompt_plan(prompt) for _ in range(given[_COPIES])]
         items = len(prompts)
-        if given["num_frames"] is None and given["span"] is None:
-            given = given | {"seconds": segments_end(prompts, given["segment_seconds"], given)}
-        kept, frames = self._plan(given, items)
+        kept, frames = self._plan(self._with_length(prompts, given), items)
         latents = -(-frames // self.tokenizer.step_frames)
         self._check_size(latents)
         shown: Sequence[Tensor | None] = [None] * items
@@ -213,6 +211,27 @@ class MotionPipeline(BlockPipeline):
         texts = text_plan(prompts, given["segment_seconds"], step, new)
         bodies = Bodies(self.tokenizer, kept or [None] * items, shown, first)
         return Job(blocks, texts, bodies)
+
+    def planned_frames(self, prompt: Any = "", **settings: Any) -> int:
+        """Return how many frames a call with these arguments gives, without making any.
+
+        Args:
+            prompt: As in `__call__`.
+            **settings: As in `stream`.
+
+        Raises:
+            UsageError: as `__call__`.
+        """
+        given = check_settings(settings, _DEFAULTS)
+        prompts = prompt_plan(prompt)
+        kept, frames = self._plan(self._with_length(prompts, given), len(prompts))
+        return frames if kept is None else kept[0].before + kept[0].frames
+
+    def _with_length(self, prompts: list[list[str]], given: dict[str, Any]) -> dict[str, Any]:
+        """Let segments say how long a motion is where nothing else does."""
+        if given["num_frames"] is None and given["span"] is None:
+            return given | {"seconds": segments_end(prompts, given["segment_seconds"], given)}
+        return given
 
     def _plan(self, given: dict[str, Any], items: int) -> tuple[list[Given] | None, int]:
         """Decide which frames are kept, and how many come out of the model, kept ones included."""

@@ -161,6 +161,37 @@ class VideoParams(Params):
     scale: int = 1
 
 
+@dataclass(frozen=True)
+class MotionParams(Params):
+    """Everything that decides the poses of one motion, 20 per second.
+
+    Attributes:
+        prompts: One per block of new frames or per segment, or None where `prompt` says it all.
+        segment_seconds: How long each of `prompts` lasts, or None for one block each.
+        num_frames: Frames of the motion.
+        span: First frame that was made anew and the frame after the last, or None.
+        given: Frames that were given, not made.
+        input_sha256: Hash of the given joints, or None.
+        num_inference_steps: Rows per block; None is the recipe's own number.
+        guidance_scale: 1 is off; None is the recipe's own value.
+        temperature: 0 is greedy; None is the recipe's own value.
+        dtype: float32, bfloat16 or float16.
+    """
+
+    kind: ClassVar[str] = "motion"
+
+    prompts: list[str] | None = None
+    segment_seconds: float | None = None
+    num_frames: int | None = None
+    span: list[int] | None = None
+    given: int = 0
+    input_sha256: str | None = None
+    num_inference_steps: int | None = None
+    guidance_scale: float | None = None
+    temperature: float | None = None
+    dtype: str = "float32"
+
+
 _STRINGS = {
     "prompt", "model", "negative_prompt", "style", "dtype", "region", "input_sha256",
     "last_sha256", "structure_sha256", "actions_sha256", "session_sha256",
@@ -176,6 +207,10 @@ def _check_type(name: str, value: Any, *, required: bool) -> None:
     if name == "prompts":
         is_right = isinstance(value, list) and all(isinstance(text, str) for text in value)
         kind = "a list of texts"
+    elif name == "span":
+        numbers = value if isinstance(value, list) else []
+        is_right = len(numbers) == 2 and all(type(number) is int for number in numbers)
+        kind = "two whole numbers"
     elif name in _STRINGS:
         is_right, kind = isinstance(value, str), "text"
     elif name in _INTEGERS:

@@ -65,6 +65,7 @@ def save_video(
     *,
     fps: float,
     in_file: bool = True,
+    sidecar: bool = True,
     scale: int = 1,
     pad: bool = False,
 ) -> str:
@@ -81,6 +82,7 @@ def save_video(
         metadata: The record, or a JSON object; None writes neither comment nor sidecar.
         fps: Frames per second, 0.1 to 240, in GIF at most 50.
         in_file: False keeps the record out of the video and writes the sidecar only.
+        sidecar: False writes no sidecar; the caller has one for several files.
         scale: Every pixel becomes a square of this many pixels, 1 to 64.
         pad: MP4 only: repeat the last row or column of frames of odd size instead of refusing.
 
@@ -106,9 +108,9 @@ def save_video(
         digest = _save_gif(sized, path, fps, comment)
     else:
         digest = _save_container(sized, path, kind, fps, comment)
-    if record is not None:
-        sidecar = record | {"file": path.name, "sha256": digest}
-        text = json.dumps(sidecar, indent=2, sort_keys=True, allow_nan=False) + "\n"
+    if record is not None and sidecar:
+        told = record | {"file": path.name, "sha256": digest}
+        text = json.dumps(told, indent=2, sort_keys=True, allow_nan=False) + "\n"
         write_bytes(path.with_suffix(".json"), text.encode())
     return digest
 

@@ -311,7 +311,7 @@ def is_of_a_body(name):
     return has_width and tokenizer.get("features", HUMAN_SIZE) == HUMAN_SIZE
 
 
-@pytest.mark.parametrize("name", filter(is_of_a_body, list_recipes("motion")))
+@pytest.mark.parametrize("name", list(filter(is_of_a_body, list_recipes("motion"))))
 def test_every_recipe_of_a_body_makes_and_goes_on_with_motions(name):
     PIPES[name] = (name, "backbone.heads=1")
     pipe = pipe_of(name)
