@@ -182,6 +182,26 @@ def motion_errors(
     return _mean(weights * error, is_known), _mean(weights * pace, is_known[:, 1:])
 
 
+def drift_error(
+    frames: Float[Tensor, "batch features frames"],
+    target: Float[Tensor, "batch features frames"],
+    summed: int,
+    is_known: Bool[Tensor, "batch frames"],
+) -> Float[Tensor, ""]:
+    """Average the smooth absolute error of the running sums of the first features.
+
+    Args:
+        frames: Reconstruction, standardised.
+        target: Original, standardised.
+        summed: Number of features, from the first on; with 0 the error is 0.
+        is_known: Frames that count; the others come last in their clip.
+    """
+    if not summed:
+        return frames.new_zeros(())
+    sums = (frames[:, :summed] - target[:, :summed]).cumsum(dim=2)
+    return _mean(F.smooth_l1_loss(sums, torch.zeros_like(sums), reduction="none"), is_known)
+
+
 def _mean(errors: Tensor, is_known: Tensor) -> Tensor:
     counted = errors.mean(dim=1) * is_known
     return counted.sum() / is_known.sum().clamp_min(1)

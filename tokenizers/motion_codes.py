@@ -169,6 +169,8 @@ class MotionVQTokenizer(MotionCodeTokenizer):
         commitment_weight: float = 0.02,
         rotation_trick: bool = False,
         velocity_weight: float = 0.5,
+        summed: int = 3,
+        drift_weight: float = 0.02,
         dropout: float = 0.0,
     ):
         """Build the network.
@@ -188,6 +190,8 @@ class MotionVQTokenizer(MotionCodeTokenizer):
             rotation_trick: Turn gradients with the latent (arXiv:2410.06424) instead of copying
                 them.
             velocity_weight: Loss weight of the error of frame-to-frame change.
+            summed: First features that readers add up over time, as turn and way of the root.
+            drift_weight: Loss weight of the error of their running sums.
             dropout: Share of the residual layers' inner channels dropped in training.
 
         Raises:
@@ -254,6 +258,8 @@ class MotionRVQTokenizer(MotionCodeTokenizer):
         commitment_weight: float = 0.02,
         rotation_trick: bool = False,
         velocity_weight: float = 0.5,
+        summed: int = 3,
+        drift_weight: float = 0.02,
         dropout: float = 0.0,
     ):
         """Build the network.
@@ -274,6 +280,8 @@ class MotionRVQTokenizer(MotionCodeTokenizer):
             commitment_weight: Loss weight that draws latents to their entries.
             rotation_trick: Turn gradients with the latent instead of copying them.
             velocity_weight: Loss weight of the error of frame-to-frame change.
+            summed: First features that readers add up over time, as turn and way of the root.
+            drift_weight: Loss weight of the error of their running sums.
             dropout: Share of the residual layers' inner channels dropped in training.
 
         Raises:

@@ -18,7 +18,13 @@ from torch import Tensor
 
 from .causal_conv import Tape
 from .continuous import channel_statistics
-from .motion_base import HUMAN_GROUPS, FeatureTokenizer, group_weights, motion_errors
+from .motion_base import (
+    HUMAN_GROUPS,
+    FeatureTokenizer,
+    drift_error,
+    group_weights,
+    motion_errors,
+)
 from .motion_conv import MotionDecoder, MotionEncoder
 from .sigma import SigmaVAETokenizer
 from .video_base import Features
@@ -146,8 +152,11 @@ class MotionAutoencoder(ModelMixin, ConfigMixin, FeatureTokenizer):
         weights = group_weights(self.groups, self.config["group_loss"]).to(target)
         counts = is_known.repeat_interleave(self.step_frames, dim=1)
         error, pace = motion_errors(decoded, target, weights, counts)
+        drift = drift_error(decoded, target, self.config["summed"], counts)
         total = error + self.config["velocity_weight"] * pace + extra
-        return total, {"error": float(error.detach()), "pace": float(pace.detach()), **metrics}
+        total = total + self.config["drift_weight"] * drift
+        named = {"error": error, "pace": pace, "drift": drift}
+        return total, {name: float(value.detach()) for name, value in named.items()} | metrics
 
     def _build(
         self, features: int, groups: Sequence[int] | None, group_loss: Sequence[float] | None,
@@ -188,6 +197,8 @@ class MotionSigmaTokenizer(MotionAutoencoder):
         noise_std: float = 0.5,
         regulariser_weight: float = 1e-3,
         velocity_weight: float = 0.5,
+        summed: int = 3,
+        drift_weight: float = 0.02,
         dropout: float = 0.0,
     ):
         """Build the network.
@@ -203,6 +214,8 @@ class MotionSigmaTokenizer(MotionAutoencoder):
             noise_std: Noise scale; the drawn scale has deviation `noise_std / 0.8`.
             regulariser_weight: Loss weight of the mean squared mean.
             velocity_weight: Loss weight of the error of frame-to-frame change.
+            summed: First features that readers add up over time, as turn and way of the root.
+            drift_weight: Loss weight of the error of their running sums.
             dropout: Share of the residual layers' inner channels dropped in training.
 
         Raises:

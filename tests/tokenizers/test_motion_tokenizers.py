@@ -6,7 +6,12 @@ import pytest
 import torch
 from safetensors.torch import load, save
 
-from blockloom.tokenizers.motion_base import HUMAN_GROUPS, group_weights, motion_errors
+from blockloom.tokenizers.motion_base import (
+    HUMAN_GROUPS,
+    drift_error,
+    group_weights,
+    motion_errors,
+)
 from blockloom.tokenizers.motion_conv import MotionConv
 from blockloom.tokenizers.video_base import StreamState, VideoTokenizer
 from blockloom.tokenizers.video_build import build_video_tokenizer, load_video_tokenizer
@@ -248,7 +253,7 @@ def test_levels_add_up_and_may_be_left_out():
 
 @pytest.mark.parametrize("kind", TRAINED)
 def test_loss_is_the_error_of_features_and_of_their_change(kind):
-    tokenizer = make(kind, velocity_weight=0.5, group_loss=(1, 3))
+    tokenizer = make(kind, velocity_weight=0.5, group_loss=(1, 3), drift_weight=0.1)
     frames = clip(16, batch=4)
     generator = torch.Generator().manual_seed(3)
     loss, metrics = tokenizer.loss(frames, generator)
@@ -256,7 +261,8 @@ def test_loss_is_the_error_of_features_and_of_their_change(kind):
     assert torch.equal(loss, again)
     extra = metrics.get("quantizer", 1e-3 * metrics.get("regulariser", 0))
     torch.testing.assert_close(
-        loss.detach(), torch.tensor(metrics["error"] + 0.5 * metrics["pace"] + extra)
+        loss.detach(),
+        torch.tensor(metrics["error"] + 0.5 * metrics["pace"] + 0.1 * metrics["drift"] + extra),
     )
     # Only in training do gradients pass the quantiser.
     tokenizer.train().loss(frames, generator)[0].backward()
@@ -278,6 +284,10 @@ def test_errors_are_weighted_by_group():
     error, pace = motion_errors(frames, target, weights, known)
     assert float(error) == pytest.approx(1.5 * 1.5 / 3) and pace == 0
     assert sum(HUMAN_GROUPS) == 263
+    # The first feature is off by 2 and 2, so its sum by 2 and 4: 1.5 and 3.5.
+    assert float(drift_error(frames, target, 1, torch.ones(1, 2).bool())) == pytest.approx(2.5)
+    assert float(drift_error(frames, target, 2, known)) == pytest.approx(0.75)
+    assert drift_error(frames, target, 0, known) == 0
 
 
 @pytest.mark.parametrize("kind", ["motion_vq", "motion_rvq"])
