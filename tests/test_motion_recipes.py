@@ -11,26 +11,48 @@ import torch
 from blockloom.core.errors import UsageError
 from blockloom.core.plan import build_plan
 from blockloom.core.proof import compare
-from blockloom.core.recipe import list_recipes, load_recipe
+from blockloom.core.recipe import frames_per_block, list_recipes, load_recipe
 from blockloom.core.rollout import run
 from blockloom.core.sampling import item_generator
 from blockloom.models.generate import Request, start
 
 MOTIONS = list_recipes("motion")
 PROMPTS = ["a person walks", "jump twice", ""]
-SHORT = ("cache.window=3",)  # shorter than a training window, so that the cache forgets
+
+
+def short(name):
+    """Forget something: a window shorter than the training windows of a recipe that has one."""
+    recipe = load_recipe(name)
+    together = frames_per_block(recipe.layout.block) or 1
+    blocks = recipe.layout.frames // together
+    return (f"cache.window={min(3, blocks - 2)}",) if recipe.cache.window else ()
+
+
 CACHED = [
-    *[
-        (name, SHORT if load_recipe(name).cache.window else ())
-        for name in MOTIONS
-        if load_recipe(name).cache.exact
-    ],
+    *[(name, short(name)) for name in MOTIONS if load_recipe(name).cache.exact],
     ("motion/mogo", ("cache.write=separate", "cache.window=2", "cache.sink=1")),
     ("motion/mogo_levels", ("cache.keys=unrotated", "cache.window=3")),
     ("motion/mogo_levels", ("layout.block=frames:2", "cache.window=2")),
     ("motion/block_flow", ("layout.block=frames:2", "cache.window=2", "cache.sink=1")),
     # Levels in turn over frames of a video, too: any codes with several tokens a frame.
     ("motion/mogo_levels", ("backbone.decay=8", "cache.window=3")),
+    # Tokens that are given, with a sink, and numbers told to two copies by aligned attention.
+    (
+        "motion/timar",
+        ("layout.block=frames:2", "layout.frames=10", "cache.window=2", "cache.sink=1"),
+    ),
+    ("motion/timar", ("cache.write=fused", "cache.keys=unrotated", "cache.window=2")),
+    ("motion/faceformer", ("backbone.period=3", "cache.window=9")),
+    (
+        "motion/block_flow",
+        (
+            "condition.actions=4",
+            "condition.aligned=true",
+            "backbone.position=periodic",
+            "backbone.period=3",
+            "cache.window=3",
+        ),
+    ),
 ]
 
 
@@ -47,6 +69,20 @@ def draw(model, prompts, seeds, **settings):
     return values
 
 
+def told(model, items, frames):
+    """Draw what a request of a recipe is told: numbers per frame, and tokens that are given."""
+    recipe, rng = model.recipe, torch.Generator().manual_seed(0)
+    settings = {}
+    if recipe.condition.actions:
+        shape = (items, frames, recipe.condition.actions)
+        settings["actions"] = torch.randn(shape, generator=rng).to(model.dtype)
+    if recipe.layout.given:
+        slots = frames * model.slots_per_frame
+        settings["values"] = torch.randn(items, slots, model.config.latent_channels, generator=rng)
+        settings["is_known"] = model.is_given(torch.arange(slots)).expand(items, -1)
+    return settings
+
+
 def test_what_is_not_exact_keeps_nothing_and_every_recipe_names_its_source():
     approximate = {name for name in MOTIONS if not load_recipe(name).cache.exact}
     assert all(load_recipe(name).cache.write == "none" for name in approximate)
@@ -60,8 +96,10 @@ def test_cached_motion_equals_the_masked_forward(tiny, name, overrides, guided):
     model = tiny.model(name, *overrides, dtype=torch.float64)
     plan = plan_for(tiny, model)
     assert model.recipe.cache.exact and (model.recipe.cache.window or 0) < plan.num_blocks - 1
+    decoder = tiny.decoder(model, PROMPTS[:2], guided)
+    decoder.actions = told(model, 2, model.recipe.layout.frames).get("actions")
     with torch.no_grad():
-        parity = compare(plan, tiny.decoder(model, PROMPTS[:2], guided), tiny.contents(model, plan))
+        parity = compare(plan, decoder, tiny.contents(model, plan))
     assert parity.max_error < 1e-10
     assert 1.0 < parity.scale < 10 and parity.num_rows >= plan.num_slots
 
@@ -69,9 +107,11 @@ def test_cached_motion_equals_the_masked_forward(tiny, name, overrides, guided):
 @pytest.mark.parametrize("name", MOTIONS)
 def test_motions_together_are_motions_alone_bit_for_bit(tiny, name):
     model = tiny.model(name)
-    together = draw(model, PROMPTS, range(3), frames=5)
+    others = told(model, 3, 5)
+    together = draw(model, PROMPTS, range(3), frames=5, **others)
     for item in range(3):
-        alone = draw(model, PROMPTS[item : item + 1], [item], frames=5)
+        own = {name: part[item : item + 1] for name, part in others.items()}
+        alone = draw(model, PROMPTS[item : item + 1], [item], frames=5, **own)
         assert torch.equal(alone[0], together[item])
     assert not any(torch.equal(a, b) for a, b in pairwise(together))
 

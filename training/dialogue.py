@@ -1,9 +1,10 @@
 """Two people who talk to each other, made by rule: what is heard of each, and how they move.
 
-They take turns. Who talks opens the mouth with the vowels of the own voice, nods with its stresses
-and looks aside; who listens looks at the other, nods a moment after every phrase of the other ends,
-and smiles back a little later. So one person's motion follows from both voices and from the other's
-motion, with delays, and not linearly. It needs no files and does not know models.
+They take turns. Who talks opens the mouth with the vowels of the own voice, nods with its stresses,
+smiles where a phrase begins high and looks aside; who listens looks at the other, nods a moment
+after every phrase of the other ends, and smiles back a little after a smile. So one person's motion
+follows from both voices and from the other's motion, with delays, and not linearly. It needs no
+files and does not know models.
 
 Invariant: a dialogue depends on (seed, index) and the settings only, not on other dialogues.
 """
@@ -25,7 +26,9 @@ STREAMS = (len(VOICE), len(MOTION), len(VOICE), len(MOTION))
 """Numbers of a frame, in their order: the user's voice and motion, the agent's voice and motion."""
 NOD_DELAY, SMILE_DELAY = 3, 5
 """Frames from the end of a phrase to the nod, and from a smile to the smile back."""
-NOD_LENGTH = 6
+NOD_LENGTH, SMILE_LENGTH = 6, 8
+HIGH = 0.85
+"""Pitch at which a phrase begins high; phrases begin at 0.6 to 1 and fall."""
 
 
 @dataclass(frozen=True)
@@ -55,7 +58,7 @@ def dialogue(seed: int, index: int, num_frames: int) -> Dialogue:
     rng = np.random.default_rng([seed, index, 3])
     talks = _turns(num_frames, rng)
     voices = np.stack([_voice(talks[person], rng) for person in range(2)])
-    smiles = np.stack([_own_smiles(num_frames, rng) for _ in range(2)])
+    smiles = np.stack([_own_smiles(voice) for voice in voices])
     motions = np.stack(
         [
             _motion(voices[me], voices[1 - me], talks[me], smiles[me], smiles[1 - me], rng)
@@ -92,11 +95,11 @@ def _voice(talks: NDArray[np.bool_], rng: np.random.Generator) -> NDArray[np.flo
     return voice * talks[:, None]
 
 
-def _own_smiles(num_frames: int, rng: np.random.Generator) -> NDArray[np.float64]:
-    """Smile now and then, on one's own account."""
-    smile = np.zeros(num_frames)
-    for start in np.flatnonzero(rng.random(num_frames) < 0.02):
-        smile[start : start + 8] = 1.0
+def _own_smiles(voice: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Smile for a while where the own phrase begins high."""
+    high, smile = voice[:, 1] > HIGH, np.zeros(len(voice))
+    for start in np.flatnonzero(high & ~np.concatenate(([False], high[:-1]))):
+        smile[start : start + SMILE_LENGTH] = 1.0
     return smile
 
 
