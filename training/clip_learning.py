@@ -200,7 +200,8 @@ Baseline = FrameCodes | NextFrameCodes | FrameGaussians | NextFrameGaussians
 def baseline_of(train: ModelStage) -> Baseline:
     """Fit the baseline of a recipe: it knows the frame before where the recipe sees it clean."""
     head, tokens = train.model.head, _tokens(train)
-    knows_past = train.plan(torch.Generator())[0].keeps_blocks
+    plan = train.plan(torch.Generator())[0]
+    knows_past = plan.keeps_blocks and plan.order == "raster"
     if isinstance(head, CategoricalHead):
         return (NextFrameCodes if knows_past else FrameCodes)(tokens, head.vocab_size)
     if not knows_past:

@@ -1,0 +1,158 @@
+"""All text-to-motion recipes beside each other: same data, same tokenizers, same seconds of training.
+
+Every recipe gets a model of one size, the trained tokenizer of its kind, and one budget of CPU
+seconds; then `blockloom eval`'s figures are taken with one evaluator. Recipes that act or are told
+what is sensed are about other tasks and are left out.
+
+From the repository's root:
+`python benchmarks/motion_table.py --data motion_text.npz --tokenizers FOLDER --out report.json`
+where FOLDER holds `motion_rvq/`, `motion_vq/` and `motion_sigma/` as `blockloom train` stores them.
+"""
+
+import argparse
+import json
+import logging
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from blockloom.core.recipe import Recipe, list_recipes, load_recipe
+from blockloom.training.loop import Trainer
+from blockloom.training.motion_evaluation import MotionSettings, evaluate_motions
+from blockloom.training.objective import ModelStage
+from blockloom.training.run import (
+    initial_model,
+    load_pipeline_parts,
+    medium_of,
+    save_pipeline,
+    train_config,
+)
+
+SIZE = (
+    "backbone.dim=192", "backbone.layers=5", "backbone.heads=6", "backbone.mlp_ratio=2.6667",
+    "text.dim=96", "text.layers=1", "text.words=12", "head.width=192", "train.ema=0.998",
+    "train.warmup=50",
+)  # fmt: skip
+"""One size for all."""
+TIMED_STEPS = 12
+SHOWN = ("r_precision_top_1", "r_precision_top_3", "fid", "mm_distance", "diversity",
+         "foot_skating_ratio", "jerk_m_s3")  # fmt: skip
+
+
+def candidates() -> list[str]:
+    """List the recipes that turn a text into a motion."""
+    names = list_recipes("motion")
+    recipes = [load_recipe(name) for name in names]
+    return [
+        recipe.name
+        for recipe in recipes
+        if recipe.acting is None and not recipe.condition.actions and recipe.condition.adaln
+    ]
+
+
+def sized(name: str, tokenizers: Path, overrides: tuple[str, ...] = SIZE) -> Recipe:
+    """Load a recipe at the common size with the trained tokenizer of its kind."""
+    kind = load_recipe(name).tokenizer["kind"]
+    path = tokenizers / str(kind)
+    return load_recipe(name, [*overrides, f"tokenizer={{kind: {kind}, path: {path}}}"])
+
+
+def fitted(recipe: Recipe, data: Any, seconds: float, out: Path) -> dict[str, Any]:
+    """Train a recipe for so many seconds of this process and store it in `out/final`."""
+    medium = medium_of(recipe)
+    tokenizer = medium.load(recipe.tokenizer["path"])
+    clips = medium.read(recipe, data, tokenizer)
+    model = initial_model(recipe, tokenizer, recipe.train.seed)
+    stage = medium.stage(model, tokenizer, clips, out / "cache")
+    steps = max(TIMED_STEPS, int(seconds / step_seconds(recipe, stage)))
+    # Timing moved the weights; the run starts from those the seed gives.
+    model.load_state_dict(initial_model(recipe, tokenizer, recipe.train.seed).state_dict())
+    config = train_config(recipe, steps, progress=False, precision="fp32")
+    before = time.process_time()
+    trainer = Trainer(stage, config, out / "model")
+    trainer.run()
+    spent = time.process_time() - before
+    with trainer.averaged_weights():
+        save_pipeline(out / "final", model, tokenizer)
+    parameters = sum(p.numel() for p in model.parameters())
+    return {"steps": steps, "train_seconds": round(spent, 1), "parameters": parameters}
+
+
+def step_seconds(recipe: Recipe, stage: ModelStage) -> float:
+    """Time a training step, the forward and backward pass of a batch."""
+    generator = torch.Generator().manual_seed(0)
+    spent = []
+    for step in range(TIMED_STEPS):
+        indices = torch.randint(stage.num_items, (recipe.train.batch_size,), generator=generator)
+        before = time.process_time()
+        stage.loss(indices, generator, step)[0].backward()
+        spent.append(time.process_time() - before)
+    stage.model.zero_grad(set_to_none=True)
+    return 1.15 * sorted(spent)[len(spent) // 2]  # and the optimiser's share
+
+
+def measured(folder: Path, data: Any, settings: MotionSettings) -> dict[str, Any]:
+    """Evaluate a stored model, and time the drawing of one motion of ten seconds."""
+    model, tokenizer = load_pipeline_parts(folder)
+    clips = medium_of(model.recipe).read(model.recipe, data, tokenizer)
+    return evaluate_motions(model, tokenizer, clips, folder, settings, Path(data).name)
+
+
+def markdown(report: dict[str, Any]) -> str:
+    """Lay out one row per recipe, real motions and the baselines first."""
+    lines = ["| | " + " | ".join(SHOWN) + " | steps |", "| --- |" + " --- |" * (len(SHOWN) + 1)]
+    first = next(iter(report["recipes"].values()))["table"]
+    for who in ("real_held_out", "nearest_training_text", "standing_still"):
+        cells = [_cell(first.get(metric, {}).get(who)) for metric in SHOWN]
+        lines.append(f"| {who.replace('_', ' ')} | " + " | ".join(cells) + " | |")
+    for name, result in report["recipes"].items():
+        cells = [_cell(result["table"].get(metric, {}).get("generated")) for metric in SHOWN]
+        lines.append(f"| `{name}` | " + " | ".join(cells) + f" | {result['steps']} |")
+    return "\n".join(lines) + "\n"
+
+
+def _cell(value: Any) -> str:
+    if value is None:
+        return ""
+    if not isinstance(value, dict):
+        return f"{value:.3g}"
+    shown = f"{value['value']:.3g}"
+    interval = value.get("interval") or value.get("confidence_interval")
+    return f"{shown} [{interval[0]:.3g}, {interval[1]:.3g}]" if interval else shown
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Train and measure every recipe; what is measured already is kept."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--data", required=True)
+    parser.add_argument("--tokenizers", type=Path, required=True)
+    parser.add_argument("--runs", type=Path, default=Path("runs/motion_table"))
+    parser.add_argument("--seconds", type=float, default=240.0)
+    parser.add_argument("--out", type=Path)
+    parser.add_argument("--recipes", nargs="*")
+    parser.add_argument("--set", nargs="*", default=SIZE)
+    flags = parser.parse_args(argv)
+    logging.basicConfig(level=logging.INFO)
+    torch.set_num_threads(1)
+    settings = MotionSettings(evaluator=flags.runs / "evaluator", variants=0)
+    report: dict[str, Any] = {"seconds": flags.seconds, "size": list(flags.set), "recipes": {}}
+    for name in flags.recipes or candidates():
+        out = flags.runs / name.split("/")[-1]
+        record = out / "measured.json"
+        if not record.is_file():
+            recipe = sized(name, flags.tokenizers, tuple(flags.set))
+            told = fitted(recipe, flags.data, flags.seconds, out)
+            told |= measured(out / "final", flags.data, settings)
+            record.write_text(json.dumps(told, indent=2, allow_nan=False) + "\n")
+        report["recipes"][name] = json.loads(record.read_text())
+        sys.stderr.write(markdown(report))
+    if flags.out is not None:
+        flags.out.write_text(json.dumps(report, indent=2, allow_nan=False) + "\n")
+    sys.stdout.write(markdown(report))
+
+
+if __name__ == "__main__":
+    main()
