@@ -48,8 +48,10 @@ edges came to 0.275 and 18.1 dB.
 Motion that is told how others act (`motion/timar`, `motion/faceformer`) learns on dialogues and
 talking mouths made by rule (`training/dialogue.py`, `training/visemes.py`); the error is that of
 motion drawn for held-out clips from nothing but what is told, beside the best linear map from the
-same. `motion/timar` that answers instead (`head.kind=regression`, two heads, `backbone.decay=8`, 240
-steps) came to 0.066.
+same. `motion/timar` that answers instead (`head.kind=regression`, two heads,
+`backbone.decay=8`, 240 steps) came to 0.066.
+"""
+
 
 def table(recipes: list[Recipe]) -> list[str]:
     """Lay out the choices of every recipe, one row each."""
