@@ -19,6 +19,7 @@ import b4_autoregressive
 import b5_masked
 import b12_memory
 import common
+import motion_stream
 import p4_cache
 import p5_slices
 import scaling
@@ -33,6 +34,7 @@ BENCHES = {
     "p4": p4_cache.run,
     "b2": b2_world.run,
     "b12": b12_memory.run,
+    "motion": motion_stream.run,
     "scaling": scaling.run,
 }
 

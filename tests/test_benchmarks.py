@@ -101,6 +101,18 @@ def test_slices_agree_with_the_mask_forward_and_backward(bench: ModuleType) -> N
     assert rows[1].name == "B3" and rows[1].notes["density"] == pytest.approx(20 / 64)
 
 
+def test_streamed_motion_agrees_with_the_loop_that_remembers_nothing(bench: ModuleType) -> None:
+    tiny = {"dim": 32, "layers": 1, "heads": 2, "width": 8, "seconds": 1.2, "long_seconds": 2.4}
+    names = ("motion/t2m_gpt", "motion/block_flow")
+    rows = bench.motion_stream.run(CPU, **tiny, repeats=1, recipes=names)
+    endings = ["", "-first", "", "-first", "-flat"]
+    assert [row.name.removeprefix("M-").lstrip("abcdefghijklmnopqrstuvwxyz0123456789_") for row in
+            rows] == endings  # fmt: skip
+    assert [row.pass_line for row in rows if row.pass_line] == [5.0, 5.0]
+    assert all(row.notes["largest_difference_m"] < 1e-2 for row in rows if row.pass_line)
+    assert rows[1].notes["value"] > 0 and rows[-1].notes["chunks"] == 12
+
+
 def test_a_wrong_answer_is_not_timed(bench: ModuleType) -> None:
     with pytest.raises(RuntimeError, match="disagree on 1 of 3"):
         bench.common.require_equal(torch.tensor([1, 2, 3]), torch.tensor([1, 0, 3]), "x")

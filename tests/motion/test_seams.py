@@ -1,0 +1,66 @@
+"""Seams: made frames flow out of given ones, and a piece arrives where the next begins."""
+
+import math
+
+import numpy as np
+import torch
+
+from blockloom.motion.clip import Motion
+from blockloom.motion.features import Start, advance, human_features, recover
+from blockloom.motion.seams import REACH, arriving, fading, start_at, take_out
+from blockloom.motion.skeleton import HUMAN22
+
+
+def piece(frames=24, seed=0):
+    """Features of a body that goes and turns at random."""
+    generator = torch.Generator().manual_seed(seed)
+    rows = torch.randn(frames, 263, generator=generator, dtype=torch.float64) * 0.02
+    rows[:, 2] += 0.04
+    return rows
+
+
+def test_weights_fall_from_one_to_nothing_and_go_on_over_pieces():
+    weights = fading(0, 30)
+    assert weights[0] > 0.97 and (weights.diff() <= 0).all()
+    assert weights[REACH - 1] > 0 and not weights[REACH:].any()
+    assert torch.equal(torch.cat([fading(0, 4), fading(4, 26)]), weights)
+
+
+def test_errors_are_taken_out_at_the_border_only_and_the_path_stays():
+    rows, error = piece(), torch.full((263,), 0.5)
+    mended = take_out(rows, error)
+    assert torch.equal(mended[:, :3], rows[:, :3]) and torch.equal(mended[REACH:], rows[REACH:])
+    assert torch.allclose(mended[0, 3:], rows[0, 3:] + 0.5 * fading(0, 1), atol=1e-6)
+    chunks = [take_out(rows[k : k + 4], error, k) for k in range(0, 24, 4)]
+    assert torch.equal(torch.cat(chunks), mended)
+
+
+def test_a_piece_arrives_at_its_goal():
+    rows, start = piece(), Start(1.0, -2.0, 0.7)
+    for goal in (Start(2.0, 1.0, -2.9), Start(1.0, -2.0, 0.7), Start(0.0, 0.0, 0.7 + 6.4)):
+        bent, begin, shift = arriving(rows, start, goal)
+        end = advance(bent, begin)
+        assert begin == start and torch.equal(bent[:, 1:], rows[:, 1:])
+        assert abs(math.remainder(end.heading - goal.heading, 2 * math.pi)) < 1e-9
+        # The shift starts at nothing, ends just short of what is missing, and never jerks.
+        missing = np.array([goal.x - end.x, 0, goal.z - end.z])
+        assert not shift[0].any() and not shift[:, 1].any()
+        assert np.abs(shift[-1] - missing).max() < 0.01 * np.abs(missing).max() + 1e-9
+        assert np.abs(np.diff(shift, 2, axis=0)).max() < 0.02 * np.abs(missing).max() + 1e-7
+
+
+def test_a_piece_that_may_begin_anywhere_is_only_placed():
+    rows, goal = piece(), Start(2.0, 1.0, -2.9)
+    same, begin, shift = arriving(rows, None, goal)
+    assert same is rows and not shift.any()
+    assert np.allclose(advance(same, begin), goal, atol=1e-9)
+
+
+def test_where_a_clip_stands_is_where_its_features_are_recovered():
+    joints = recover(piece(40), Start(1.0, 2.0, 0.5))
+    pose = torch.from_numpy(HUMAN22.rest_joints())
+    walk = Motion((joints[:, :1] * torch.tensor([1.0, 0, 1]) + pose).float().numpy(), HUMAN22)
+    rows = torch.from_numpy(human_features(walk))
+    for frame in (0, 7, 30):
+        again = recover(rows[frame:], start_at(walk, frame))
+        assert np.abs(again.numpy() - walk.joints[frame:-1]).max() < 1e-4
