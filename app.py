@@ -31,6 +31,8 @@ from blockloom.demo import (
     handlers,
     inside,
     look,
+    motion_page,
+    motion_routes,
     video_page,
     video_routes,
     views,
@@ -39,6 +41,7 @@ from blockloom.demo import (
     world_routes,
 )
 from blockloom.demo.gate import Doors, Gate
+from blockloom.demo.motions import Motions
 from blockloom.demo.session import Session
 from blockloom.demo.shelf import Shelf
 from blockloom.demo.videos import Videos
@@ -60,6 +63,7 @@ def build(shelf: Shelf) -> gr.Blocks:
         shelf: Models on offer; may be empty.
     """
     does, worlds, videos = handlers.Handlers(shelf), Worlds(shelf), Videos(shelf)
+    motions = Motions(shelf)
     with gr.Blocks(title="Blockloom", analytics_enabled=False, delete_cache=(600, 3600)) as page:
         gr.HTML(
             "<h1>Blockloom</h1><p>Type a few words and watch a small model draw them, "
@@ -72,13 +76,16 @@ def build(shelf: Shelf) -> gr.Blocks:
             _image_tab(does, shelf)
         with gr.Tab("Video", id="video"):
             _played_tab("video", video_page, videos.offers())
+        with gr.Tab("Motion", id="motion"):
+            _played_tab("motion", motion_page, motions.offers())
         with gr.Tab("World", id="world"):
             _played_tab("world", world_page, worlds.offers())
         with gr.Tab("Look inside", id="inside"):
             _inside_tab(does, page)
     page.queue(max_size=MAX_WAITING, default_concurrency_limit=4, api_open=False)
     page.played = [
-        *video_routes.VideoRoutes(videos).routes(), *world_routes.WorldRoutes(worlds).routes()
+        *video_routes.VideoRoutes(videos).routes(), *motion_routes.MotionRoutes(motions).routes(),
+        *world_routes.WorldRoutes(worlds).routes(),
     ]  # fmt: skip
     return page
 
@@ -252,7 +259,7 @@ def server_settings(page: gr.Blocks, *, listen: str) -> dict[str, Any]:
         listen: Address; on one of this machine's own, requests must name this machine, or a
             foreign name that resolves here (DNS rebinding) would make its page ours.
     """
-    guards = [Middleware(Gate, doors=doors(page), large=world_routes.LARGE)]
+    guards = [Middleware(Gate, doors=doors(page), large=world_routes.LARGE | motion_routes.LARGE)]
     if is_local(listen):
         names = sorted({"localhost", "127.0.0.1", "::1", "[::1]", listen})
         guards.insert(0, Middleware(TrustedHostMiddleware, allowed_hosts=names, www_redirect=False))
@@ -285,7 +292,7 @@ def launch_settings(shelf: Shelf, *, listen: str, port: int, auth: Any) -> dict[
         "state_session_capacity": 200, "strict_cors": True, "run_history": False,
         "enable_monitoring": False, "mcp_server": False, "pwa": False, "ssr_mode": False,
         "footer_links": [], "theme": look.theme(), "quiet": True,
-        "css": look.CSS + world_page.CSS + video_page.CSS,
+        "css": look.CSS + world_page.CSS + video_page.CSS + motion_page.CSS,
     }  # fmt: skip
 
 

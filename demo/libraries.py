@@ -13,4 +13,4 @@ def load() -> None:
     """Import what drawing and looking inside need; later calls return at once."""
     with LOCK:
         from ..core import inspection, sampling  # noqa: F401
-        from ..pipelines import image, world  # noqa: F401
+        from ..pipelines import image, motion, world  # noqa: F401

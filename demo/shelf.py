@@ -16,6 +16,9 @@ from ..pipelines.guard import read_json
 from ..pipelines.params import bundled_models
 from ..pipelines.world_files import Starts, read_starts
 
+HUMAN_SIZE = 263
+"""Features per frame of models that move a human body."""
+
 
 class Shelf:
     """Bundled models, and one folder that whoever started the demo named."""
@@ -45,7 +48,7 @@ class Shelf:
         """List the models that can do one thing, in the order of the shelf.
 
         Args:
-            ability: image, video or world.
+            ability: image, video, world or motion.
         """
         return [name for name, has in self._abilities.items() if ability in has]
 
@@ -59,7 +62,7 @@ class Shelf:
 
         Args:
             name: What the browser sent.
-            ability: What the model must be able to do: image, video or world.
+            ability: What the model must be able to do: image, video, world or motion.
 
         Raises:
             ModelError: No such model.
@@ -124,10 +127,16 @@ def abilities(folder: Path) -> frozenset[str]:
         folder: A saved pipeline.
 
     Returns:
-        Of image, video and world; a world is a video that takes actions.
+        Of image, video, world and motion; a world is a video that takes actions, a motion is one of
+        the human body.
     """
     recipe = _recipe(folder)
-    if recipe.get("modality", "image") != "video":
+    modality = recipe.get("modality", "image")
+    if modality == "motion":
+        features = read_json(folder / "tokenizer" / "config.json", "tokenizer/config.json")
+        is_human = features.get("features") == HUMAN_SIZE and not num_actions(folder)
+        return frozenset({"motion"} if is_human else ())
+    if modality != "video":
         return frozenset({"image"})
     return frozenset({"video", "world"} if num_actions(folder) else {"video"})
 

@@ -69,7 +69,7 @@ class Streams:
 
         self._waiting += 1
         try:
-            # Begun before the first word goes out: whoever leaves then must not leave it half asked.
+            # Begun before the first word goes out, so that whoever leaves then leaves nothing half.
             loop.run_in_executor(self.worker, work)
             yield told(kind="waiting", key=key, ahead=self._waiting - 1)
             while (message := await queue.get()) is not None:

@@ -114,6 +114,26 @@ def tiny_clips(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
+def tiny_motion(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a saved motion model that makes frames in order."""
+    from tests.tiny_motion_pipe import tiny_motion_pipe
+
+    folder = tmp_path_factory.mktemp("motions") / "tiny-motion"
+    tiny_motion_pipe().save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_infill(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a saved motion model that makes all frames together and redraws spans."""
+    from tests.tiny_motion_pipe import tiny_motion_pipe
+
+    folder = tmp_path_factory.mktemp("motions") / "tiny-infill"
+    tiny_motion_pipe(in_order=False).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
 def tiny_world(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return a saved world: three numbers per action, two starts, four keys."""
     import json

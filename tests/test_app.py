@@ -212,7 +212,9 @@ class TestShelf:
 
     def test_bundled_models_are_offered(self, shelf: Shelf, tiny_model: Path) -> None:
         assert shelf.names[0] == tiny_model.name
-        offered = {name for can in ("image", "video", "world") for name in shelf.names_of(can)}
+        offered = {
+            name for can in ("image", "video", "world", "motion") for name in shelf.names_of(can)
+        }
         assert offered == {tiny_model.name, *bundled_models()}
 
     def test_without_any_model_the_page_still_builds(self, monkeypatch: pytest.MonkeyPatch) -> None:
