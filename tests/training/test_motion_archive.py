@@ -9,6 +9,7 @@ import pytest
 import torch
 from einops import rearrange
 
+from blockloom import cli
 from blockloom.core.errors import DataError
 from blockloom.core.recipe import load_recipe
 from blockloom.motion.bvh_motion import motion_to_bvh
@@ -289,3 +290,18 @@ def test_rotations_are_needed_nowhere():
     places = replace(waving(), rotations=None)
     assert isinstance(places, Motion)
     assert np.abs(motion_row(places)[:, :67] - motion_row(waving())[:, :67]).max() < 0.02
+
+
+def test_the_command_converts_motion(archive, tmp_path, capsys):
+    target = tmp_path / "set.npz"
+    arguments = ["data", "convert", str(archive), "--out", str(target), "--mirror"]
+    assert cli.main([*arguments, "--format", "json"]) == 0
+    report = json.loads(capsys.readouterr().out)
+    assert report["num_motions"] == 5 and report["num_frames"] == 59 + 43 + 47 + 59 + 43
+    assert np.array_equal(load_motions(target).frames, load_motions(archive, mirror=True).frames)
+    assert cli.main([*arguments, "--overwrite", "--size", "64"]) == 2
+    assert "--size with motion" in capsys.readouterr().err
+    np.savez(tmp_path / "images.npz", images=np.zeros((2, 8, 8, 3), np.uint8))
+    pictures = ["data", "convert", str(tmp_path / "images.npz"), "--out", str(tmp_path / "p.npz")]
+    assert cli.main([*pictures, "--mirror"]) == 2
+    assert "--mirror with pictures" in capsys.readouterr().err
