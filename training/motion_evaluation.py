@@ -46,8 +46,10 @@ SHOWN, POSES, STRIP_HEIGHT = 6, 8, 192
 """Texts on the sheet, poses of a motion, and their height in pixels."""
 VARIANTS = 4
 """Motions drawn per text for multimodality."""
-COMPARED = ("r_precision_top_1", "r_precision_top_2", "r_precision_top_3",
-            "foot_skating_ratio", "jerk_m_s3")  # fmt: skip
+COMPARED = (
+    "r_precision_top_1", "r_precision_top_2", "r_precision_top_3", "r_precision_recognised_top_3",
+    "recognised", "foot_skating_ratio", "jerk_m_s3",
+)  # fmt: skip
 """Metrics whose ratio to real motion is told, with a paired interval."""
 
 

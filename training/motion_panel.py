@@ -16,6 +16,7 @@ from ..motion.skeleton import HUMAN22
 from .embedding_metrics import (
     POOL,
     RANKS,
+    distances,
     diversity,
     jackknife_interval,
     matched_distances,
@@ -25,7 +26,7 @@ from .embedding_metrics import (
 from .frechet import frechet_of_features
 from .motion_drawing import Motions
 from .motion_metrics import bone_error, bone_lengths, bone_stretch, foot_skating, jerk
-from .text_motion import TextMotionEncoder
+from .text_motion import NOTHING, TextMotionEncoder
 
 Values = dict[str, NDArray[np.float64]]
 
@@ -64,8 +65,10 @@ class Panel:
         """Measure what the evaluator sees, from vectors [motions, dim].
 
         Returns:
-            `r_precision_top_k` among the candidates, `r_precision_of_all_texts_top_k`, and
-            `mm_distance`.
+            `r_precision_top_k` among the candidates, `r_precision_of_all_texts_top_k`,
+            `mm_distance`, `recognised` (1 where a motion is nearer to its text than to "nothing",
+            which single poses and trembling are near) and `r_precision_recognised_top_3`, the
+            share of motions of which both are true.
         """
         values: Values = {}
         for name, texts in (("", self.candidates), ("_of_all_texts", self.vocabulary)):
@@ -75,6 +78,9 @@ class Panel:
                 values[f"r_precision{name}_top_{k}"] = hits
             if not name:
                 values["mm_distance"] = matched_distances(vectors, words, target)
+        nothing = distances(vectors, self.encoder.embed_texts([NOTHING]))[:, 0]
+        values["recognised"] = (values["mm_distance"] < nothing).astype(np.float64)
+        values["r_precision_recognised_top_3"] = values["r_precision_top_3"] * values["recognised"]
         return values
 
     def moved(self, joints: Sequence[NDArray[np.float64]]) -> Values:

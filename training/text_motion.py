@@ -42,7 +42,7 @@ SEEN = GROUPS[-1].stop
 """Features that are looked at, from the first on: all but the contacts."""
 MOST_FRAMES = 196
 """Frames of a motion that are looked at; published sets cut there."""
-TRAIN_STEPS = 400
+TRAIN_STEPS = 250
 NOTHING = "nothing"
 """Text of what no body does: frozen, shuffled and trembling motions."""
 SPOIL_EVERY = 2

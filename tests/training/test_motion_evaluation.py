@@ -125,6 +125,10 @@ def test_what_is_generated_stands_beside_real_motion_and_copies(report, clips):
     assert top["standing_still"]["value"] <= 0.6
     held = table["mm_distance"]["one_real_pose_held"]["value"]
     assert held > table["mm_distance"]["real_held_out"]["value"] + 0.2  # a pose is no motion
+    seen = table["recognised"]
+    assert seen["real_held_out"]["value"] >= 0.7 > seen["one_real_pose_held"]["value"] + 0.2
+    both = table["r_precision_recognised_top_3"]
+    assert all(both[name]["value"] <= min(top[name]["value"], seen[name]["value"]) for name in sets)
     low, high = top["generated"]["interval"]
     assert 0 <= low <= top["generated"]["value"] <= high <= 1
     distance = table["frechet_distance"]
