@@ -1,4 +1,4 @@
-"""All text-to-motion recipes beside each other: same data, same tokenizers, same seconds of training.
+"""All text-to-motion recipes beside each other: same data, tokenizers and seconds of training.
 
 Every recipe gets a model of one size, the trained tokenizer of its kind, and one budget of CPU
 seconds; then `blockloom eval`'s figures are taken with one evaluator. Recipes that act or are told

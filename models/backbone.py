@@ -131,20 +131,21 @@ class BlockTransformer(ModelMixin, ConfigMixin):
         self.copies_modulated = [Copy[name.upper()] for name in modulate]
         self.copies_seeing_words = [Copy[name.upper()] for name in sees_words]
         self._add_embeddings()
-        self.mask_row = nn.Parameter(torch.randn(dim) * 0.02)
-        self.position_table = nn.Embedding(num_sources, dim)
-        if num_orders:
-            self.order_table = nn.Embedding(num_orders, dim)
-        nn.init.normal_(self.position_table.weight, std=0.1)
-        self.copy_table = nn.Parameter(torch.zeros(len(Copy), dim))
+        self._add_tables()
         self._add_conditions(prompt_dim, num_prompt_rows, bool(modulate), action_dim, level)
-        self.to_modulation = RowStableLinear(dim, 6 * dim)
-        self.to_final = RowStableLinear(dim, 2 * dim)
-        for linear in (self.to_modulation, self.to_final):
-            nn.init.zeros_(linear.weight)
-            nn.init.zeros_(linear.bias)
         self._add_layers()
         self.gradient_checkpointing = False
+
+    def _add_tables(self) -> None:
+        """Add what rows carry besides: the masked row, places, turns, and which copy they are."""
+        config, dim = self.config, self.config.dim
+        self.mask_row = nn.Parameter(torch.randn(dim) * 0.02)
+        self.position_table = nn.Embedding(config.num_sources, dim)
+        nn.init.normal_(self.position_table.weight, std=0.1)
+        if config.num_orders:
+            self.order_table = nn.Embedding(config.num_orders, dim)
+            nn.init.normal_(self.order_table.weight, std=0.1)
+        self.copy_table = nn.Parameter(torch.zeros(len(Copy), dim))
 
     def _add_embeddings(self) -> None:
         """Add the maps of what rows hold: codes or latents, and actions where rows hold them."""
@@ -171,8 +172,16 @@ class BlockTransformer(ModelMixin, ConfigMixin):
             self.embed_done = RowStableLinear(config.action_numbers, dim)
 
     def _add_layers(self) -> None:
-        """Add the layers; their residual branches start small (GPT-2)."""
+        """Add the modulations, which start at zero, and the layers, whose branches start small.
+
+        Source: adaLN-zero (arXiv:2212.09748), residual branches as in GPT-2.
+        """
         config = self.config
+        self.to_modulation = RowStableLinear(config.dim, 6 * config.dim)
+        self.to_final = RowStableLinear(config.dim, 2 * config.dim)
+        for linear in (self.to_modulation, self.to_final):
+            nn.init.zeros_(linear.weight)
+            nn.init.zeros_(linear.bias)
         kv_heads = config.num_kv_heads or config.num_heads
         words = config.prompt_dim if config.cross_attention else 0
         told = config.action_dim if config.aligned else 0
