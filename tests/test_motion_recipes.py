@@ -34,6 +34,9 @@ CACHED = [
     ("motion/mogo_levels", ("cache.keys=unrotated", "cache.window=3")),
     ("motion/mogo_levels", ("layout.block=frames:2", "cache.window=2")),
     ("motion/block_flow", ("layout.block=frames:2", "cache.window=2", "cache.sink=1")),
+    # Actions among the tokens, and levels of a chunk that are told what is observed before it.
+    ("motion/control", ("cache.write=separate", "cache.window=5")),
+    ("motion/star", ("cache.keys=unrotated", "cache.window=2")),
     # Levels in turn over frames of a video, too: any codes with several tokens a frame.
     ("motion/mogo_levels", ("backbone.decay=8", "cache.window=3")),
     # Tokens that are given, with a sink, and numbers told to two copies by aligned attention.
@@ -126,7 +129,7 @@ def test_motions_together_are_motions_alone_bit_for_bit(tiny, name):
 )
 def test_greedy_codes_are_equal_with_and_without_a_cache(tiny, name):
     model = tiny.model(name, dtype=torch.float64, std=0.3)
-    settings = {"frames": 6, "temperature": 0.0}
+    settings = {"frames": 6, "temperature": 0.0, **told(model, 2, 6)}
     cached = draw(model, PROMPTS[:2], range(2), **settings)
     assert torch.equal(cached, draw(model, PROMPTS[:2], range(2), **settings, use_cache=False))
     assert len(cached.unique()) > 1
@@ -136,7 +139,8 @@ def test_greedy_codes_are_equal_with_and_without_a_cache(tiny, name):
 def test_levels_are_filled_in_turn(tiny, name):
     model = tiny.model(name)
     levels = model.recipe.schedule.levels
-    rollout = start(model, Request(["walk"], [item_generator(0, 0)], frames=4))
+    others = told(model, 1, 4)
+    rollout = start(model, Request(["walk"], [item_generator(0, 0)], frames=4, **others))
     seen: list[tuple[int, int]] = []
     with torch.no_grad():
         for event in rollout.events():

@@ -30,6 +30,8 @@ from .clips import NO_ACTION, ClipDataset, tokenizer_input
 
 ENCODE_BATCH = 128
 """Frames encoded at once, by tokenizers whose frames do not see each other or in one chunk."""
+CLIP_BATCH = 256
+"""Equally long clips of feature frames encoded side by side."""
 
 
 class ClipWindows:
@@ -400,14 +402,27 @@ def _encode(tokenizer: Any, dataset: ClipDataset) -> Tensor:
         pictures = (rearrange(tokenizer_input(p[None]), "1 c t h w -> t c h w")
                     for p in _chunks(frames))  # fmt: skip
         return torch.cat([tokenizer.inner.encode(part.to(device)).cpu() for part in pictures])
-    parts = []
-    for index in range(len(dataset)):
-        state, clip = None, torch.from_numpy(dataset.clip(index))
-        for chunk in _chunks(clip):
-            given = tokenizer_input(chunk[None]).to(device)
-            values, state = tokenizer.encode_chunk(given, state)
-            parts.append(values[0].cpu())
-    return torch.cat(parts)
+    parts: dict[int, list[Tensor]] = {index: [] for index in range(len(dataset))}
+    for together in _alike(dataset):
+        state, clips = None, torch.stack([torch.from_numpy(dataset.clip(i)) for i in together])
+        for chunk in clips.split(ENCODE_BATCH, dim=1):
+            values, state = tokenizer.encode_chunk(tokenizer_input(chunk).to(device), state)
+            for index, part in zip(together, values.cpu(), strict=True):
+                parts[index].append(part)
+    return torch.cat([part for clip in parts.values() for part in clip])
+
+
+def _alike(dataset: ClipDataset) -> list[list[int]]:
+    """List clips that are encoded together: equally long ones of features, pictures one by one."""
+    if not dataset.num_features:
+        return [[index] for index in range(len(dataset))]
+    order = np.argsort(dataset.lengths, kind="stable")
+    alike = np.split(order, np.flatnonzero(np.diff(dataset.lengths[order])) + 1)
+    return [
+        group[first : first + CLIP_BATCH].tolist()
+        for group in alike
+        for first in range(0, len(group), CLIP_BATCH)
+    ]
 
 
 def _chunks(frames: Tensor) -> list[Tensor]:
