@@ -29,7 +29,7 @@ from ..core.cache import CacheView
 from ..core.far import coarse_members
 from ..core.grouping import PerLayer
 from ..core.layout import Copy, Layout, Role
-from ..core.numerics import RowStableActivation, RowStableLinear, row_stable_activation
+from ..core.numerics import RowStableLinear, row_stable_activation
 from ..core.positions import Cameras, Positions, Rotary, Unmoved, inverse_transposed
 from ..core.routing import routing
 from .layers import (
@@ -44,6 +44,7 @@ from .layers import (
     period_features,
     rms_norm,
     row_runs,
+    two_maps,
 )
 from .prompts import PreparedPrompt
 from .single_row import fits_single_row, run_single_rows
@@ -202,12 +203,12 @@ class BlockTransformer(ModelMixin, ConfigMixin):
             self.embed_words = RowStableLinear(prompt_dim, dim)
             self.prompt_table = nn.Parameter(torch.randn(num_prompt_rows, dim) * 0.02)
         if modulates or num_prompt_rows:
-            self.embed_pooled = _two_maps(prompt_dim, dim)
+            self.embed_pooled = two_maps(prompt_dim, dim)
             spread_prompts(self.embed_pooled)
         if action_dim and not self.config.aligned:
-            self.embed_action = _two_maps(action_dim, dim)
+            self.embed_action = two_maps(action_dim, dim)
         if level != "none":
-            self.embed_level = _two_maps(dim, dim)
+            self.embed_level = two_maps(dim, dim)
 
     @property
     def _stack(self) -> Sequence[Layer]:
@@ -495,10 +496,3 @@ class BlockTransformer(ModelMixin, ConfigMixin):
         own = poses[:, frame.clamp_max(poses.shape[1] - 1)]
         origin = torch.eye(4, device=poses.device, dtype=poses.dtype)
         return torch.where((layout.source < 0)[..., None, None], origin, own)
-
-
-def _two_maps(features: int, dim: int) -> nn.Sequential:
-    """Embed `features` numbers as a vector of width `dim`: linear, SiLU, linear."""
-    return nn.Sequential(
-        RowStableLinear(features, dim), RowStableActivation("silu"), RowStableLinear(dim, dim)
-    )

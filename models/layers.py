@@ -22,7 +22,12 @@ from torch.nn import functional
 from ..core.attention import Lowered, attend
 from ..core.cache import CacheView
 from ..core.layout import Copy, Layout
-from ..core.numerics import RowStableLinear, item_stable_attention, row_stable_activation
+from ..core.numerics import (
+    RowStableActivation,
+    RowStableLinear,
+    item_stable_attention,
+    row_stable_activation,
+)
 from ..core.positions import Positions, rope_angles
 from ..core.routing import Routing
 
@@ -370,3 +375,10 @@ class Layer(nn.Module):
         if not torch.is_grad_enabled():
             told.layers[layer] = tuple(six)
         return tuple(six)
+
+
+def two_maps(features: int, dim: int) -> nn.Sequential:
+    """Embed `features` numbers as a vector of width `dim`: linear, SiLU, linear."""
+    return nn.Sequential(
+        RowStableLinear(features, dim), RowStableActivation("silu"), RowStableLinear(dim, dim)
+    )
