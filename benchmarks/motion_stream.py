@@ -39,6 +39,8 @@ from blockloom.tokenizers.video_build import build_video_tokenizer
 from blockloom.training.run import initial_model
 
 RATIO_LINE, FIRST_LINE, GROWTH_LINE = 5.0, 150.0, 4.0
+TOKEN_BY_TOKEN = ("motion/t2m_gpt", "motion/mogo", "motion/mogo_levels")
+"""Recipes whose published code runs the peer's loop; the line is theirs. Others stand beside."""
 RECIPES = ("motion/t2m_gpt", "motion/mogo_levels", "motion/block_flow")
 PROMPT = "a person walks forward"
 
@@ -162,13 +164,14 @@ def _stream_row(
     error = float(np.abs(ours - theirs).max()) if ours.shape == theirs.shape else float("inf")
     if not error < 1e-2:
         raise RuntimeError(f"{name}: the two sides disagree by {error} m on {len(ours)} frames")
+    line = RATIO_LINE if shape["recipe"] in TOKEN_BY_TOKEN else None
     timing = in_turns(
         lambda: list(streamed(pipe, frames)), lambda: list(recomputed(pipe, frames)),
         repeats=repeats, device=device,
     )  # fmt: skip
     return report_row(
         name, "motion streamed with the cache", "the whole prefix again for every latent frame",
-        timing, shape=shape, pass_line=RATIO_LINE if device.type == "cpu" else None, device=device,
+        timing, shape=shape, pass_line=line if device.type == "cpu" else None, device=device,
         largest_difference_m=error, times_real_time=frames / FPS / statistics.median(timing.ours),
     )  # fmt: skip
 
@@ -197,11 +200,11 @@ def main(argv: list[str] | None = None) -> int:
     rows = run(torch.device("cpu"), repeats=args.repeats, recipes=tuple(args.recipes))
     for row in rows:
         value = row.notes.get("value", row.ratio)
-        verdict = "pass" if row.passed else "FAIL"
+        verdict = {None: "-", True: "pass", False: "FAIL"}[row.passed]
         print(f"{row.name:24} {value:8.2f}  {verdict}  {row.what} vs {row.peer}", flush=True)
     if args.out is not None:
         args.out.write_text(json.dumps(as_json(rows, repeats=args.repeats), indent=1) + "\n")
-    return 0 if all(row.passed for row in rows) else 1
+    return 0 if all(row.passed is not False for row in rows) else 1
 
 
 if __name__ == "__main__":

@@ -108,8 +108,8 @@ def test_streamed_motion_agrees_with_the_loop_that_remembers_nothing(bench: Modu
     endings = ["", "-first", "", "-first", "-flat"]
     assert [row.name.removeprefix("M-").lstrip("abcdefghijklmnopqrstuvwxyz0123456789_") for row in
             rows] == endings  # fmt: skip
-    assert [row.pass_line for row in rows if row.pass_line] == [5.0, 5.0]
-    assert all(row.notes["largest_difference_m"] < 1e-2 for row in rows if row.pass_line)
+    assert [row.pass_line for row in rows] == [5.0, None, None, None, None]
+    assert all(row.notes["largest_difference_m"] < 1e-2 for row in (rows[0], rows[2]))
     assert rows[1].notes["value"] > 0 and rows[-1].notes["chunks"] == 12
 
 
