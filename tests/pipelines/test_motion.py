@@ -300,7 +300,8 @@ def test_saved_models_open_as_motion_pipelines(tmp_path):
 def test_models_of_other_features_are_refused():
     recipe = load_recipe("motion/block_flow", [*SMALL, "tokenizer.features=12",
                                                "tokenizer.groups=null"])  # fmt: skip
-    tokenizer = build_video_tokenizer(recipe.tokenizer).eval()
+    described = {key: part for key, part in recipe.tokenizer.items() if key != "train"}
+    tokenizer = build_video_tokenizer(described).eval()
     with pytest.raises(ModelError, match=r"12 features.*the 263 of a human body"):
         MotionPipeline(tokenizer, initial_model(recipe, tokenizer, 0))
 
