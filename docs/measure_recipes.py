@@ -4,23 +4,18 @@ Usage: python docs/measure_recipes.py image/maskgit image/givt
 """
 
 import sys
-from typing import Any
 
 import torch
 import yaml
 
 from blockloom.core.recipe import load_recipe
-from blockloom.training.acting_learning import acting_learning_check
-from blockloom.training.clip_learning import clip_learning_check
-from blockloom.training.learning import learning_check
+from blockloom.training.checks import check_of
 
 
 def section(name: str) -> str:
     """Measure one recipe and shape the result as the section of its file."""
     recipe = load_recipe(name)
-    check: Any = clip_learning_check if recipe.modality == "video" else learning_check
-    check = check if recipe.acting is None else acting_learning_check
-    learns = check(recipe).spec().model_dump()
+    learns = check_of(recipe)(recipe).spec().model_dump()
     return yaml.safe_dump({"learns": learns}, sort_keys=False, width=1000)
 
 

@@ -6,8 +6,7 @@ Short runs of two recipes stand in for all of them in the default suite.
 import pytest
 
 from blockloom.core.recipe import list_recipes, load_recipe
-from blockloom.training.acting_learning import acting_learning_check
-from blockloom.training.clip_learning import clip_learning_check
+from blockloom.training.checks import check_of
 from blockloom.training.learning import learning_check
 
 # Other processors round differently, and a run of seconds amplifies it.
@@ -20,9 +19,7 @@ def test_the_recipe_reaches_what_its_file_says(name: str) -> None:
     recipe = load_recipe(name)
     learns = recipe.learns
     assert learns is not None and learns.budget.startswith(f"{recipe.train.steps} steps")
-    check = clip_learning_check if recipe.modality == "video" else learning_check
-    check = check if recipe.acting is None else acting_learning_check
-    report = check(recipe)
+    report = check_of(recipe)(recipe)
     gain = learns.baseline - learns.value
     assert report.baseline == pytest.approx(learns.baseline, abs=0.05 * abs(gain))
     assert report.value < learns.value + SLACK * gain
