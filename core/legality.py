@@ -315,6 +315,11 @@ def _distill_errors(recipe: "Recipe") -> list[str]:
         errors.append(
             'distill needs layout.copies = 2 and head.objective = "velocity"; leave distill out'
         )
+    if spec.method == "consistency" and spec.adversarial:
+        errors.append(
+            f"distill.adversarial = {spec.adversarial:g} judges by the critic of "
+            'distill.method = "dmd"; set distill.adversarial to 0'
+        )
     if spec.method == "consistency":
         if not is_flow or recipe.corruption.kind != "flow":
             errors.append(

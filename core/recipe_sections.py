@@ -331,6 +331,9 @@ class DistillSpec(Section):
     forcing); "data": they follow the data's (CausVid). `given` frames of every window are not drawn
     but given: the data's, and with `horizon` > 0 the student's own of the step before, until its
     video is `horizon` frames long. `data_weight` adds the usual loss on the data to the student's.
+
+    `adversarial` > 0 adds, with that weight, a judge on the critic's states: it learns to tell the
+    data from what the student draws, both noised, and the student to be taken for data.
     """
 
     method: Literal["dmd", "consistency"] = "dmd"
@@ -341,6 +344,7 @@ class DistillSpec(Section):
     given: int = Field(0, ge=0, le=4096)
     horizon: int = Field(0, ge=0, le=1_000_000)
     data_weight: float = Field(0.0, ge=0.0, le=1000.0)
+    adversarial: float = Field(0.0, ge=0.0, le=1000.0)
     lr: float | None = Field(None, gt=0.0)
     tangent_warmup: int = Field(0, ge=0)
     tangent_floor: float = Field(0.1, gt=0.0, le=100.0)

@@ -43,8 +43,7 @@ frames seen token by token to 0.166 and 19.1 dB: two frames say all about a ball
 learns. That coarse rows carry the past shows where nothing else does: with a window of the own
 frame alone 0.210 and 18.2 dB, and 0.261 and 9.2 dB without them. After 64 frames its cache holds
 284 KiB, with `cache.far.blocks` at 16 no more than 104, without coarse rows 32, and 1008 with all
-frames token by token. `video/make_your_video` without
-edges came to 0.275 and 18.1 dB.
+frames token by token. `video/make_your_video` without edges came to 0.275 and 18.1 dB.
 Motion that is told how others act (`motion/timar`, `motion/faceformer`) learns on dialogues and
 talking mouths made by rule (`training/dialogue.py`, `training/visemes.py`); the error is that of
 motion drawn for held-out clips from nothing but what is told, beside the best linear map from the

@@ -9,19 +9,26 @@ The student's frames come from its own cached rollout, which keeps no gradients.
 once more in one masked forward whose context is that rollout, and this forward carries the
 gradients: cached and masked decode agree (core/proof.py), so it is the same student.
 
+With `distill.adversarial` a judge on the critic's states learns beside it to tell noised data from
+noised frames of the student, which in its turn moves to be taken for data.
+
 It knows no recipe by name.
 
 Source: DMD (arXiv:2311.18828) as CausVid (arXiv:2412.07772) and Self Forcing (arXiv:2506.08009,
-algorithm 1) use it. Differs: teacher and student learn side by side from scratch; no guidance.
+algorithm 1) use it; the judge is that of DMD2 (arXiv:2405.14867), section 4.3. Differs: teacher and
+student learn side by side from scratch; no guidance; the judge has a verdict on every token.
 """
 
 import copy
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
+from torch.nn.functional import softplus
 
 from ..core.corruption import noise_levels
 from ..core.layout import Layout
@@ -39,9 +46,9 @@ from .student import StudentStage
 
 TEACHER = [
     "layout.copies=1", "layout.block=all", "mask=bidirectional", "cache.write=none",
-    "cache.window=null", "cache.sink=0", "cache.exact=false", "cache.matched=false",
-    "corruption.per=sample", "corruption.context=0", "corruption.resample=0", "distill=null",
-    "learns=null",
+    "cache.window=null", "cache.far=null", "cache.sink=0", "cache.exact=false",
+    "cache.matched=false", "corruption.per=sample", "corruption.context=0",
+    "corruption.resample=0", "distill=null", "learns=null",
 ]  # fmt: skip
 """What makes a recipe's bidirectional twin: every frame sees every frame, one level for all."""
 
@@ -76,6 +83,10 @@ class DistillStage(StudentStage):
         self._all = nn.ModuleDict(
             {"student": model, "teacher": teacher, "critic": self.critic.model}
         )
+        if self.spec.adversarial:
+            self._all["judge"] = nn.Linear(self.recipe.backbone.dim, 1)
+            nn.init.zeros_(self.judge.weight)  # at first it cannot tell, and pulls nowhere
+            nn.init.zeros_(self.judge.bias)
         cells = self.values.shape[1] // self.recipe.layout.frames
         self.given_slots = cells * self.spec.given
         if self.spec.horizon:
@@ -85,6 +96,13 @@ class DistillStage(StudentStage):
     def modules(self) -> nn.Module:
         """Student, teacher and critic; which of them move depends on the step."""
         return self._all
+
+    @property
+    def judge(self) -> nn.Linear:
+        """Tells data from drawn frames by the critic's states, above 0 for data."""
+        judge = self._all["judge"]
+        assert isinstance(judge, nn.Linear)
+        return judge
 
     @property
     def streams(self) -> Streams | None:
@@ -190,7 +208,22 @@ class DistillStage(StudentStage):
         never = self._never(drawn.items)
         hidden = self.critic.hidden_states(drawn.items, never, batch, layout, lowered)
         loss = self.critic.token_loss(hidden, batch, generator).mean()
-        return loss, {"critic_loss": float(loss.detach())}
+        metrics = {"critic_loss": float(loss.detach())}
+        if self.spec.adversarial:
+            drawn_rows = self._verdict(drawn.clean, drawn.items, generator)
+            data_rows = self._verdict(self.values[drawn.items], drawn.items, generator)
+            judged = 0.5 * (softplus(drawn_rows).mean() + softplus(-data_rows).mean())
+            loss, metrics["judge_loss"] = loss + judged, float(judged.detach())
+        return loss, metrics
+
+    def _verdict(self, clean: Tensor, items: Tensor, generator: torch.Generator) -> Tensor:
+        """Judge the tokens a student draws, noised, [batch, tokens]: above 0 for data."""
+        plan, layout, lowered = self.critic.plan(generator)
+        noisy, level = self._noised(clean, plan, generator)
+        at = torch.arange(noisy.shape[1], device=noisy.device)
+        batch = self._forward_only(noisy, level.expand(noisy.shape[:2]), at, noisy)
+        hidden = self.critic.hidden_states(items, self._never(items), batch, layout, lowered)
+        return self.judge(hidden)[:, self.given_slots :, 0]
 
     def _student_loss(
         self, drawn: Drawn, generator: torch.Generator
@@ -219,7 +252,13 @@ class DistillStage(StudentStage):
             direction = ((fake - real) / gap).nan_to_num(0.0)
             goal = own - direction
         loss = 0.5 * (whole[:, self.given_slots :] - goal).square().mean()
-        return loss, {"student_step": float(direction.abs().mean())}
+        metrics = {"student_step": float(direction.abs().mean())}
+        if self.spec.adversarial:
+            with standing_still(self.critic.model, self.judge):
+                fooled = softplus(-self._verdict(whole, drawn.items, generator)).mean()
+            loss = loss + self.spec.adversarial * fooled
+            metrics["adversarial_loss"] = float(fooled.detach())
+        return loss, metrics
 
     def _noised(
         self, clean: Tensor, plan: DecodePlan, generator: torch.Generator
@@ -230,6 +269,19 @@ class DistillStage(StudentStage):
         noise = torch.randn(clean.shape, generator=generator).to(clean)
         level = level.to(clean)
         return self.scheduler.add_noise(clean, noise, level[..., None]), level
+
+
+@contextmanager
+def standing_still(*modules: nn.Module) -> Iterator[None]:
+    """Let gradients pass through modules and not into them, for forwards that run inside."""
+    moving = [p for module in modules for p in module.parameters() if p.requires_grad]
+    for parameter in moving:
+        parameter.requires_grad_(False)
+    try:
+        yield
+    finally:
+        for parameter in moving:
+            parameter.requires_grad_(True)
 
 
 def bidirectional(recipe: Recipe) -> Recipe:

@@ -93,8 +93,9 @@ def test_redrawn_history_replaces_the_clean_rows_only(tmp_path):
     assert all(p.grad.abs().sum() > 0 for p in stage.model.head.parameters())
 
 
-def test_frames_with_gradients_are_the_frames_of_the_cached_rollout(tmp_path):
-    stage = stage_of(tmp_path, *DISTILL)
+@pytest.mark.parametrize("far", [(), ("cache.window=2", "cache.far.patch=2")])
+def test_frames_with_gradients_are_the_frames_of_the_cached_rollout(tmp_path, far):
+    stage = stage_of(tmp_path, *DISTILL, *far)
     assert isinstance(stage, DistillStage)
     stage.modules().eval()
     indices = torch.arange(2)
@@ -126,6 +127,67 @@ def test_who_moves_depends_on_the_step(tmp_path):
     for ours, its in zip(parts["critic"].parameters(), parts["teacher"].parameters(), strict=True):
         assert torch.equal(ours, its)
     assert moved(5) == {"student"} and moved(6) == {"critic"}
+
+
+def adversarial_stage(tmp_path):
+    stage = stage_of(tmp_path, *DISTILL, "distill.adversarial=0.5")
+    assert isinstance(stage, DistillStage)
+    return stage
+
+
+def test_the_judge_learns_beside_the_critic_and_moves_the_student_alone(tmp_path):
+    stage, indices = adversarial_stage(tmp_path), torch.arange(2)
+    parts, names = stage.modules(), []
+    with torch.no_grad():
+        stage.judge.weight.normal_(generator=seeded(3))
+    for step in (0, 3, 5):
+        parts.zero_grad(set_to_none=True)
+        stage.loss(indices, seeded(step), step)[0].backward()
+        names.append(
+            {n for n, part in parts.items() if any(p.grad is not None for p in part.parameters())}
+        )
+    assert names == [{"student", "teacher"}, {"critic", "judge"}, {"student"}]
+    assert all(p.requires_grad for p in stage.critic.model.parameters())
+    # Its term is what the student's loss has more than without it.
+    loss, metrics = stage.loss(indices, seeded(5), 5)
+    plain = stage_of(tmp_path, *DISTILL)
+    plain.modules().load_state_dict(
+        {k: v for k, v in parts.state_dict().items() if not k.startswith("judge.")}
+    )
+    bare, _ = plain.loss(indices, seeded(5), 5)
+    assert float((loss - bare).detach()) == pytest.approx(0.5 * metrics["adversarial_loss"], rel=1e-4)
+
+
+def test_a_judge_that_knows_nothing_pulls_nowhere(tmp_path):
+    stage, indices = adversarial_stage(tmp_path), torch.arange(2)
+    _, metrics = stage.loss(indices, seeded(3), 3)
+    assert metrics["judge_loss"] == pytest.approx(0.6931, abs=1e-3)
+    drawn = stage._drawn(indices, seeded(5))
+    frames = stage._redrawn(drawn, seeded(5))
+    verdict = stage._verdict(frames, indices, seeded(1))
+    assert not bool(torch.autograd.grad(verdict.sum(), frames, allow_unused=True)[0].any())
+
+
+def test_the_judge_comes_to_tell_data_from_drawn_frames(tmp_path):
+    stage, indices = adversarial_stage(tmp_path), torch.arange(4)
+    stage.loss(indices, seeded(3), 3)  # the critic starts as its teacher
+    parameters = [*stage.critic.model.parameters(), *stage.judge.parameters()]
+    optimizer = torch.optim.Adam(parameters, 3e-3)
+    first = last = 0.0
+    for step in range(30):
+        optimizer.zero_grad()
+        loss, metrics = stage._critic_loss(stage._drawn(indices, seeded(step)), seeded(step))
+        loss.backward()
+        optimizer.step()
+        first, last = (first or metrics["judge_loss"]), metrics["judge_loss"]
+    assert last < 0.8 * first
+    with torch.no_grad():
+        drawn = stage._drawn(indices, seeded(99))
+        own, data = (
+            stage._verdict(values, indices, seeded(1)).mean()
+            for values in (drawn.clean, stage.values[indices])
+        )
+    assert float(data) > float(own)
 
 
 def test_on_the_datas_history_no_rollout_runs(tmp_path):
@@ -223,6 +285,7 @@ def test_the_datas_loss_is_added_to_the_students(tmp_path):
     [
         (["distill.given=9"], r"distill\.given = 9 must be .* try 4"),
         (["distill.horizon=8"], r"distill\.horizon = 8 needs distill\.given"),
+        (["distill.method=consistency", "distill.adversarial=1"], r"set distill\.adversarial to 0"),
         (
             ["distill.given=2", "distill.horizon=8", "distill.history=data"],
             r"needs distill\.given and distill\.history",
