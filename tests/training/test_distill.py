@@ -155,7 +155,9 @@ def test_the_judge_learns_beside_the_critic_and_moves_the_student_alone(tmp_path
         {k: v for k, v in parts.state_dict().items() if not k.startswith("judge.")}
     )
     bare, _ = plain.loss(indices, seeded(5), 5)
-    assert float((loss - bare).detach()) == pytest.approx(0.5 * metrics["adversarial_loss"], rel=1e-4)
+    assert float((loss - bare).detach()) == pytest.approx(
+        0.5 * metrics["adversarial_loss"], rel=1e-4
+    )
 
 
 def test_a_judge_that_knows_nothing_pulls_nowhere(tmp_path):
