@@ -67,6 +67,7 @@ class ConditionSpec(Section):
     whose copy is listed in `modulate`. `cross`: cross-attention to the words. `actions`: numbers
     per frame (what was done on the way to it), told to all rows of the frame through adaLN, or,
     where they are `aligned`, by cross-attention whose rows read their own frame's numbers only.
+    A latent of several frames is told the row of each of them, or of its first one alone.
     `order`: masked rows are told by a learned table when their turn comes.
     `structure`: the shape of every frame, as a map of its brightness or its edges, told to noisy
     rows as `structure_size` x `structure_size` further channels of their token.

@@ -33,6 +33,8 @@ from .motion_run import train_motion_tokenizer
 from .movers import ChunkMover, StreamMover
 from .objective import ModelStage
 from .reaching import (
+    CHUNK_NOISE,
+    NOISE,
     NUM_OBSERVED,
     NUM_TORQUES,
     TOLERANCE,
@@ -148,14 +150,16 @@ def control_learning_check(
         seconds = time.process_time() - before
     model.eval()
     parts, ends = seeds_of(episodes, held_out, seed)
-    seen = record(parts[int(UNRECORDED * episodes) :] if acts else parts)
+    noise = NOISE if acts else CHUNK_NOISE
+    seen = record(parts[int(UNRECORDED * episodes) :] if acts else parts, noise)
+    others = record(ends, noise)
     policy, mover = LinearMover(seen), (StreamMover if acts else ChunkMover)(model, tokenizer, seed)
     if acts:
         metric = "held-out negative log-likelihood of an action"
-        losses = action_loss(tests, seed), linear_loss(policy, record(ends), tests)
+        losses = action_loss(tests, seed), linear_loss(policy, others, tests)
     else:
         metric = "held-out cross-entropy of a code"
-        losses = code_loss(tests, seed), linear_code_loss(train, tests, seen, record(ends))
+        losses = code_loss(tests, seed), linear_code_loss(train, tests, seen, others)
     movers: dict[str, Mover] = {
         "model": mover, "expert": ExpertMover(), "linear policy": policy,
         "random torques": RandomMover(seed), "none": RandomMover(seed, 0.0),

@@ -36,6 +36,8 @@ TOLERANCE = 0.05
 """Metres between tip and target within which a target counts as reached."""
 NOISE = 0.1
 """Deviation of what the recorded expert adds to its torques, so that data shows recoveries."""
+CHUNK_NOISE = 0.02
+"""The same where torques become codes, which would otherwise tell of little but the noise."""
 PUSHES, PUSH = 0.1, 1.0
 """Share of the recorded steps that begin with a push, and the deviation of what it adds to the
 joints' speeds, in radians per second: data shows more places than the straight ways."""
@@ -199,20 +201,21 @@ class Recorded:
     torques: Observed
 
 
-def record(seeds: Sequence[int], steps: int = NUM_STEPS) -> Recorded:
+def record(seeds: Sequence[int], noise: float = NOISE, steps: int = NUM_STEPS) -> Recorded:
     """Record the expert.
 
     Args:
         seeds: One per episode.
+        noise: Deviation of what is added to every torque.
         steps: Torques of an episode.
     """
     arms = Arms(seeds)
     streams = [np.random.default_rng((seed, 1)) for seed in seeds]
-    noise, pushes = (np.stack([s.standard_normal((steps, 2)) for s in streams]) for _ in range(2))
+    shaken, pushes = (np.stack([s.standard_normal((steps, 2)) for s in streams]) for _ in range(2))
     pushed = np.stack([stream.random(steps) < PUSHES for stream in streams])
     observed, torques = [arms.observe()], []
     for step in range(steps):
-        wanted = arms.expert() + NOISE * noise[:, step]
+        wanted = arms.expert() + noise * shaken[:, step]
         torques.append(np.clip(wanted, -1, 1).astype(np.float32))
         arms.step(torques[-1])
         arms.push(PUSH * pushes[:, step] * pushed[:, step, None])
@@ -264,7 +267,8 @@ def chunked_clips(train: int, held_out: int, seed: int) -> ClipDataset:
     Returns:
         Clips of `CHUNK` + `NUM_STEPS` frames of two numbers, split "train" or "held_out".
     """
-    episodes = record([s for part in seeds_of(train, held_out, seed) for s in part])
+    numbers = [s for part in seeds_of(train, held_out, seed) for s in part]
+    episodes = record(numbers, CHUNK_NOISE)
     torques = np.pad(episodes.torques, ((0, 0), (CHUNK, 0), (0, 0)))
     observed = np.zeros((*torques.shape[:2], NUM_OBSERVED), np.float32)
     observed[:, CHUNK - 1 : -1] = episodes.observed[:, :-1]

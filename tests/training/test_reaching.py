@@ -6,6 +6,7 @@ import pytest
 from blockloom.training.clip_stage import dataset_unknown, leading_actions
 from blockloom.training.reaching import (
     CHUNK,
+    CHUNK_NOISE,
     NUM_OBSERVED,
     NUM_STEPS,
     TOLERANCE,
@@ -117,7 +118,7 @@ class Chunks:
 
 def test_chunks_are_told_what_is_observed_before_they_begin():
     clips = chunked_clips(4, 2, seed=1)
-    episodes = record([s for part in seeds_of(4, 2, 1) for s in part])
+    episodes = record([s for part in seeds_of(4, 2, 1) for s in part], CHUNK_NOISE)
     assert clips.frames.shape == (6 * (NUM_STEPS + CHUNK), 2)
     assert (clips.clip(0)[:CHUNK] == 0).all()
     assert np.array_equal(clips.clip(0)[CHUNK:], episodes.torques[0])
