@@ -1,8 +1,9 @@
 """Where made frames meet given ones: poses that flow into each other, paths that arrive.
 
-A model describes given frames not quite as they are, so what it makes next to them would jump.
-What it got wrong at the border is taken out of the made frames there and let go over a few frames;
-and a made piece between two given ones is bent until it ends where the second begins.
+What a model makes does not begin exactly where given frames end. The made frame at the border is
+moved to where the given ones were heading, and what that took is let go over a few frames (known as
+inertialization in animation); and a made piece between two given ones is bent until it ends where
+the second begins.
 
 It does not know models. Features are those of `features.py`.
 """
@@ -31,27 +32,31 @@ def fading(first: int, count: int, reach: int = REACH) -> Float[Tensor, " count"
 
     Example:
         >>> fading(0, 3, 2).tolist()
-        [0.75, 0.25..., 0.0]
+        [1.0, 0.5, 0.0]
     """
-    place = (torch.arange(first, first + count, dtype=torch.float64) + 1) / (reach + 1)
+    place = torch.arange(first, first + count, dtype=torch.float64) / reach
     return 0.5 * (1 + torch.cos(math.pi * place.clamp(max=1.0)))
 
 
 def take_out(
-    features: Float[Tensor, "frames features"], error: Float[Tensor, " features"], first: int = 0
+    features: Float[Tensor, "frames features"],
+    error: Float[Tensor, " features"],
+    first: int = 0,
+    reach: int = REACH,
 ) -> Float[Tensor, "frames features"]:
-    """Add what a border needs to frames behind it: all of it at first, nothing after `REACH`.
+    """Add what a border needs to frames behind it: all of it at first, nothing after `reach`.
 
     Turn and way of the root are left as they are: they are no pose.
 
     Args:
         features: The frames.
-        error: What a given frame is, less what the model says it is.
+        error: What the first frame behind the border should be, less what it is.
         first: Frames between the border and `features`.
+        reach: Frames until nothing is added.
     """
     wanted = error.to(torch.float64).clone()
     wanted[:3] = 0
-    return features + fading(first, len(features))[:, None] * wanted
+    return features + fading(first, len(features), reach)[:, None] * wanted
 
 
 def start_at(motion: Motion, frame: int) -> Start:

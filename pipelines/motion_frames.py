@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ..motion.features import Start, advance, features_to_motion
-from ..motion.seams import arriving, fading, start_at, take_out
+from ..motion.seams import REACH, arriving, fading, start_at, take_out
 from ..motion.skeleton import HUMAN22, Skeleton
 from ..tokenizers.video_base import StreamState
 from .blocks import Frames
@@ -29,7 +29,7 @@ class _Body:
         given: What is kept of an earlier motion, or None.
         shown: Features of what is kept, as the model was shown them.
         start: Where the next frame stands; None until the first frame is placed.
-        error: What the last kept frame is, less what the model says it is.
+        error: What the first new frame should be, less what the model says it is.
         done: New frames so far.
     """
 
@@ -107,28 +107,22 @@ class Bodies(Frames):
         """Decode values to float64 features [motions, frames, features] on the CPU."""
         frames, self._state = self._tokenizer.decode_chunk(values, self._state)
         features = frames.transpose(1, 2).double().cpu()
-        self._notice(features, self._cursor)
         self._cursor += features.shape[1]
         return features
-
-    def _notice(self, features: Tensor, begin: int) -> None:
-        """Note how far the last kept frame is from what was given, where it is among these."""
-        for body, rows in zip(self._bodies, features, strict=True):
-            if body.given is not None and body.shown is not None:
-                place = body.given.left - 1
-                if begin <= place < begin + len(rows):
-                    body.error = body.shown[place] - rows[place - begin]
 
     def _placed(self, body: _Body, rows: Tensor, begin: int) -> tuple[NDArray, NDArray]:
         """Turn new features into joints and rotations that go on from where the body stands."""
         given, shift = body.given, None
-        if body.error is not None:
-            rows = take_out(rows, body.error, body.done)
+        if given is not None and body.shown is not None and given.left and len(rows):
+            if body.error is None:
+                body.error = _ahead(body.shown[max(given.left - 2, 0) : given.left]) - rows[0]
+            rows = take_out(rows, body.error, body.done, _reach(given))
         if given is not None and given.right is not None and body.shown is not None:
             count = given.right - begin
-            error = body.shown[given.right] - rows[count]
+            behind = body.shown[given.right : min(given.right + 2, given.frames)]
+            error = _ahead(behind.flip(0)) - rows[count - 1]
             error[:3] = 0
-            rows = rows[:count] + fading(0, count).flip(0)[:, None] * error
+            rows = rows[:count] + fading(0, count, _reach(given)).flip(0)[:, None] * error
             goal = start_at(given.seen, given.right)
             rows, body.start, shift = arriving(rows, body.start, goal)
         moved = features_to_motion(rows, body.skeleton, FPS, body.start)
@@ -136,6 +130,16 @@ class Bodies(Frames):
         joints = moved.joints if shift is None else moved.joints + shift[:, None]
         assert moved.rotations is not None
         return joints, moved.rotations
+
+
+def _reach(given: Given) -> int:
+    """Return over how many frames a seam is let go: in a short span not as far as the other end."""
+    return REACH if given.right is None else max(1, min(REACH, (given.right - given.left) // 2))
+
+
+def _ahead(rows: Tensor) -> Tensor:
+    """Return where the last one or two frames [frames, features] are heading."""
+    return rows[-1] + (rows[-1] - rows[0])
 
 
 def _kept(given: Given | None, start: int, stop: int) -> tuple[NDArray, NDArray]:
