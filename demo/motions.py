@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..commands import models, values
+from ..commands.motions import FPS
 from ..core.errors import ResourceError, UsageError
 from ..core.messages import explain
 from ..pipelines.guard import read_json
@@ -31,13 +32,10 @@ MAX_PARTS, MAX_FRAMES = 8, 2400
 MAX_KEPT, MAX_OF_ONE, KEEP_SECONDS = 48, 8, 1800.0
 MAX_MAKING_SECONDS = 300.0
 MAX_GUIDANCE, MAX_TEMPERATURE = 20.0, 10.0
-EXAMPLES: tuple[tuple[tuple[str, float], ...], ...] = (
-    (("walk", 4),),
-    (("dance", 5),),
-    (("jump", 3),),
-    (("swing a sword", 3),),
-    (("walk", 3), ("jump", 2), ("stand idle", 3)),
-)
+EXAMPLES = (
+    ("walk",), ("dance",), ("jump",), ("swing a sword",), ("walk", "jump", "stand idle"),
+)  # fmt: skip
+"""What happens, part after part; words that the captions of most motion sets know."""
 
 
 @dataclass
@@ -118,13 +116,14 @@ class Motions:
         layout, schedule = recipe.get("layout", {}), recipe.get("schedule", {})
         condition = recipe.get("condition", {})
         both = layout.get("block") == "all" or layout.get("permute") == "any"
+        seconds = _usual_seconds(layout)
         return {
             "name": name, "title": self._shelf.label(name), "both": both,
             "words": any(condition.get(way) for way in ("prefix", "adaln", "cross")),
             "guidance": f"{schedule.get('guidance_scale', 1.0):g}",
             "temperature": f"{schedule.get('temperature', 1.0):g}",
-            "seconds": 4, "step": STEP, "parts": MAX_PARTS, "kept": MAX_OF_ONE - 2,
-            "upload": MAX_UPLOAD, "examples": [_example(parts) for parts in EXAMPLES],
+            "seconds": seconds, "step": STEP, "parts": MAX_PARTS, "kept": MAX_OF_ONE - 2,
+            "upload": MAX_UPLOAD, "examples": [_example(texts, seconds) for texts in EXAMPLES],
         }  # fmt: skip
 
     # -- asking ---------------------------------------------------------------------------------
@@ -350,6 +349,12 @@ def _setting(name: str, given: Any, most: float) -> float | None:
     return None if given is None else _number(name, given, 0.0, most)
 
 
-def _example(parts: tuple[tuple[str, float], ...]) -> dict[str, Any]:
-    title = ", then ".join(text for text, _ in parts)
-    return {"title": title, "parts": [{"text": text, "seconds": s} for text, s in parts]}
+def _usual_seconds(layout: dict[str, Any]) -> float:
+    """Return how long the clips were that a model was trained on, 2 to 6 seconds."""
+    frames = layout.get("frames")
+    return min(max(frames * STEP / FPS, 2.0), 6.0) if isinstance(frames, int) else 4.0
+
+
+def _example(texts: tuple[str, ...], seconds: float) -> dict[str, Any]:
+    parts = [{"text": text, "seconds": seconds} for text in texts]
+    return {"title": ", then ".join(texts), "parts": parts}
