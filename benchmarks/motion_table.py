@@ -33,8 +33,8 @@ from blockloom.training.run import (
 
 SIZE = (
     "backbone.dim=192", "backbone.layers=5", "backbone.heads=6", "backbone.mlp_ratio=2.6667",
-    "text.dim=96", "text.layers=1", "text.words=12", "head.width=192", "train.ema=0.998",
-    "train.warmup=50",
+    "text.dim=96", "text.layers=1", "text.words=12", "head.width=192", "layout.frames=16",
+    "train.ema=0.998", "train.warmup=50", "train.balance=caption", "train.mirror=true",
 )  # fmt: skip
 """One size for all."""
 TIMED_STEPS = 12
@@ -55,9 +55,13 @@ def candidates() -> list[str]:
 
 def sized(name: str, tokenizers: Path, overrides: tuple[str, ...] = SIZE) -> Recipe:
     """Load a recipe at the common size with the trained tokenizer of its kind."""
-    kind = load_recipe(name).tokenizer["kind"]
-    path = tokenizers / str(kind)
-    return load_recipe(name, [*overrides, f"tokenizer={{kind: {kind}, path: {path}}}"])
+    plain = load_recipe(name)
+    kind = plain.tokenizer["kind"]
+    path, changes = tokenizers / str(kind), list(overrides)
+    if granted := plain.schedule.levels:
+        tokens = medium_of(plain).load(path).grid[1]
+        changes.append(f"schedule.levels={[granted[0], *[1] * (tokens - 1)]}")
+    return load_recipe(name, [*changes, f"tokenizer={{kind: {kind}, path: {path}}}"])
 
 
 def fitted(recipe: Recipe, data: Any, seconds: float, out: Path) -> dict[str, Any]:
