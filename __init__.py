@@ -17,6 +17,7 @@ _HOME = {
     "ImagePipeline": "pipelines.image",
     "VideoPipeline": "pipelines.video",
     "WorldPipeline": "pipelines.world",
+    "MotionPipeline": "pipelines.motion",
     "AutoPipeline": "pipelines.auto",
 }
 

@@ -38,7 +38,7 @@ SIZE = (
 )  # fmt: skip
 """One size for all."""
 TIMED_STEPS = 12
-SHOWN = ("r_precision_top_1", "r_precision_top_3", "fid", "mm_distance", "diversity",
+SHOWN = ("r_precision_top_1", "r_precision_top_3", "frechet_distance", "mm_distance", "diversity",
          "foot_skating_ratio", "jerk_m_s3")  # fmt: skip
 
 

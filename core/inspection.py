@@ -79,6 +79,13 @@ def plan_of(recipe: Recipe, length: int) -> DecodePlan:
     if recipe.layout.kind != "frames":
         return build_plan(recipe, *grid_of(length))
     acts = recipe.acting is not None  # one token of every frame is what is done in it
+    if width := frame_tokens(recipe):
+        if length % (width + acts):
+            near = max(length // (width + acts), 1) * (width + acts)
+            raise UsageError(
+                f"length = {length} fills no frames of {width + acts} tokens; try {near}"
+            )
+        return build_plan(recipe, 1, width, frames=length // (width + acts))
     side = 1 if recipe.cache.far is None else recipe.cache.far.patch
     if length % side**2:
         near = max(length // side**2, 1) * side**2
@@ -90,6 +97,15 @@ def plan_of(recipe: Recipe, length: int) -> DecodePlan:
     frames = max(f for f in fitting if f == 1 or length // f > acts)
     height, width = grid_of(length // frames // side**2 - acts)
     return build_plan(recipe, height * side, width * side, frames=frames)
+
+
+def frame_tokens(recipe: Recipe) -> int | None:
+    """Return the tokens of a frame where a recipe says so: its levels, its streams, or a vector."""
+    if recipe.schedule.levels:
+        return len(recipe.schedule.levels)
+    if recipe.acting is not None and recipe.acting.numbers:
+        return 1
+    return None
 
 
 def layout_records(recipe: Recipe, length: int) -> list[dict[str, Any]]:
