@@ -173,7 +173,7 @@ class GenerativeModel(ModelMixin, ConfigMixin):
         """Whether training shows, among what is looked at, values that nobody knows."""
         recipe = self.recipe
         shows = recipe.acting is not None or recipe.train.pad
-        return shows and recipe.corruption.kind == "mask"
+        return shows and recipe.corruption.kind in ("mask", "flow")
 
     def is_given(self, source: Int[Tensor, "*rows"]) -> Bool[Tensor, "*rows"]:
         """Tell which data slots hold tokens that the recipe is always given."""

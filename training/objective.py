@@ -367,7 +367,8 @@ class ModelStage:
         if self.model.knows_missing:
             # A masked token is one that is not known, and so is one that was not recorded.
             batch.is_masked |= unknown[:, layout.source.clamp_min(0)] & (layout.source >= 0)
-            batch.level = batch.is_masked.to(batch.level)
+            if self.recipe.corruption.kind == "mask":
+                batch.level = batch.is_masked.to(batch.level)
         return batch
 
     def _next_token(
