@@ -358,7 +358,9 @@ def build_plan(
         is_sink = content.block < recipe.cache.sink
         content = content.replace(role=content.role | is_sink.long() * int(Role.SINK))
     rows, spec = num_prompt_rows(recipe), recipe.cache.far
-    far = spec and Far(coarse_rows(content, height, width, spec.patch), spec.blocks)
+    far = None
+    if spec is not None:
+        far = Far(coarse_rows(content, height, width, spec.patch), spec.blocks)
     schedule, num_blocks = recipe.schedule, int(content.block.max()) + 1
     flight, offset = blocks_in_flight(recipe, num_blocks), 0
     if generator is not None and schedule.matrix == "rolling":

@@ -304,7 +304,7 @@ class BlockTransformer(ModelMixin, ConfigMixin):
     def _rows(
         self, values: Tensor, is_masked: Tensor, layout: Layout, prompt: PreparedPrompt,
         structure: Tensor | None = None,
-    ) -> Tensor:
+    ) -> Tensor:  # fmt: skip
         """Assemble the input of the first layer: prompt rows where source < 0, data elsewhere."""
         runs = row_runs(layout)
         copies = self.copy_table[runs[0].copy if len(runs) == 1 else layout.copy]

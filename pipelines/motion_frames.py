@@ -96,7 +96,8 @@ class Bodies(Frames):
             piece = self._placed(body, rows[skipped:], begin + skipped)
             if given is not None and given.right is not None:
                 kept = _kept(given, given.before + given.right, given.before + given.frames)
-                piece = tuple(np.concatenate(pair) for pair in zip(piece, kept, strict=True))
+                joints, rotations = (np.concatenate(p) for p in zip(piece, kept, strict=True))
+                piece = (joints, rotations)
             elif given is not None:
                 room = given.frames - begin - skipped
                 piece = (piece[0][:room], piece[1][:room])

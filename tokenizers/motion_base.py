@@ -11,6 +11,7 @@ nothing is learned from them. It does not know what the features mean.
 """
 
 from collections.abc import Iterable, Sequence
+from typing import cast
 
 import torch
 from einops import rearrange
@@ -125,7 +126,7 @@ class FeatureTokenizer(SteppedTokenizer):
         """Undo `standardise`."""
         return frames * self.feature_std + self.feature_mean
 
-    def _set_features(self: nn.Module, features: int, groups: Sequence[int] | None) -> None:
+    def _set_features(self, features: int, groups: Sequence[int] | None) -> None:
         if features < 1:
             raise ValueError(f"features is {features}; it must be at least 1")
         if groups and (min(groups) < 1 or sum(groups) != features):
@@ -134,8 +135,9 @@ class FeatureTokenizer(SteppedTokenizer):
                 f"from 1 on that hold {features}; for one group per feature leave them out"
             )
         self.features = features
-        self.register_buffer("feature_mean", torch.zeros(features, 1))
-        self.register_buffer("feature_std", torch.ones(features, 1))
+        module = cast(nn.Module, self)  # every tokenizer is one
+        module.register_buffer("feature_mean", torch.zeros(features, 1))
+        module.register_buffer("feature_std", torch.ones(features, 1))
 
 
 def group_weights(groups: Sequence[int], weights: Sequence[float] | None) -> Tensor:

@@ -116,7 +116,9 @@ class MotionAutoencoder(ModelMixin, ConfigMixin, FeatureTokenizer):
         self.encoder.linear.conv.weight.copy_(rearrange(into, "k (c s) -> k c s", s=frames))
         self.decoder.linear.conv.weight.copy_(back[..., None])
         for path in (self.encoder, self.decoder):
-            path.linear.conv.bias.zero_()
+            bias = path.linear.conv.bias
+            assert bias is not None
+            bias.zero_()
 
     def _steps(self, clip: Float[Tensor, "1 features frames"]) -> Float[Tensor, "steps numbers"]:
         whole = clip.shape[2] // self.step_frames * self.step_frames

@@ -28,5 +28,8 @@ def check_of(recipe: Recipe) -> Callable[..., Any]:
         return control_learning_check
     if recipe.acting is not None:
         return acting_learning_check
-    by_modality = {"video": clip_learning_check, "motion": motion_learning_check}
+    by_modality: dict[str, Callable[..., Any]] = {
+        "video": clip_learning_check,
+        "motion": motion_learning_check,
+    }
     return by_modality.get(recipe.modality, learning_check)

@@ -280,11 +280,12 @@ def leading_actions(
     led[torch.from_numpy(dataset.offsets[:-1])] = 0.0
     if stride == 1:
         return led
-    rows = _frame_rows(dataset, tokenizer, stride if width == done.shape[1] * stride else 1)
+    told = stride if width == done.shape[1] * stride else 1
+    frames: Tensor = _frame_rows(dataset, tokenizer, told)
     # A clip's first latent frame may be a single frame: nothing led to it.
     begin = torch.from_numpy(dataset.offsets)[_clip_of(dataset, tokenizer)]
-    parts = led[rows.clamp_min(0)] * (rows >= begin[:, None])[..., None]
-    return rearrange(parts, "l s a -> l (s a)")
+    rows: Tensor = led[frames.clamp_min(0)] * (frames >= begin[:, None])[..., None]
+    return rearrange(rows, "l s a -> l (s a)")
 
 
 def _clip_of(dataset: ClipDataset, tokenizer: Any) -> Int[Tensor, " latents"]:

@@ -95,7 +95,7 @@ def with_mixtures(dataset: ClipDataset, copies: int, generator: torch.Generator)
             f"frames have {dataset.num_features} features; only the {HUMAN_SIZE} of the 22 joints "
             "can be mixed"
         )
-    rows: list[NDArray[np.float32]] = [dataset.frames]
+    rows: list[NDArray[np.float32]] = [dataset.frames.astype(np.float32, copy=False)]
     for clip in list(range(len(dataset))) * copies:
         mixed = torch.from_numpy(dataset.clip(clip))
         for joints, anchor in PARTS:

@@ -95,11 +95,11 @@ class Panel:
 
     def _moved(self, joints: NDArray[np.float64]) -> dict[str, float]:
         feet = foot_skating(joints, self.fps) if len(joints) > 1 else None
-        stands = feet is not None and feet.speed is not None
+        speed = None if feet is None else feet.speed
         return {
             "foot_skating_ratio": np.nan if feet is None else feet.ratio,
             "foot_contact_ratio": np.nan if feet is None else feet.contact_ratio,
-            "foot_contact_speed_m_s": feet.speed if stands else np.nan,
+            "foot_contact_speed_m_s": np.nan if speed is None else speed,
             "jerk_m_s3": jerk(joints, self.fps) if len(joints) > 3 else np.nan,
             "bone_length_stretch": bone_stretch(joints, HUMAN22.parents),
             "bone_length_error": bone_error(joints, HUMAN22.parents, self.bones),

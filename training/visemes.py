@@ -86,7 +86,7 @@ SPEAKERS = {
 
 
 def _angles() -> NDArray[np.float64]:
-    return (np.arange(NUM_POINTS) + 0.5) * (2 * math.pi / NUM_POINTS)
+    return (np.arange(NUM_POINTS, dtype=np.float64) + 0.5) * (2 * math.pi / NUM_POINTS)
 
 
 def lip_points(shape: NDArray[np.float64], lean: float = 0.0) -> NDArray[np.float64]:
@@ -111,7 +111,7 @@ def lip_points(shape: NDArray[np.float64], lean: float = 0.0) -> NDArray[np.floa
 
 
 def unit_sounds() -> NDArray[np.float64]:
-    """Return what every unit sounds like [units, NUM_SOUNDS]: fixed directions, as loud as it is."""
+    """Return what every unit sounds like [units, NUM_SOUNDS]: a fixed direction, as loud as it."""
     directions = np.random.default_rng(20211210).normal(size=(len(NAMES), NUM_SOUNDS))
     directions /= np.linalg.norm(directions, axis=1, keepdims=True)
     return directions * np.array([UNITS[name].loudness for name in NAMES])[:, None]
