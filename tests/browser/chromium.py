@@ -76,6 +76,7 @@ class Tab:
     def __init__(self, page: Any, address: str, name: str, ready: str) -> None:
         """Open the page and the tab, and wait until it is ready."""
         self.page, self.errors, self.requests = page, [], []
+        page.set_default_timeout(1000 * PATIENCE)
         page.on("pageerror", lambda error: self.errors.append(str(error)))
         page.on("request", lambda request: self.requests.append(request.url))
         page.goto(address)
