@@ -36,7 +36,6 @@ CACHED = [
     ("motion/block_flow", ("layout.block=frames:2", "cache.window=2", "cache.sink=1")),
     # Actions among the tokens, and levels of a chunk that are told what is observed before it.
     ("motion/control", ("cache.write=separate", "cache.window=5")),
-    ("motion/star", ("cache.keys=unrotated", "cache.window=2")),
     # Levels in turn over frames of a video, too: any codes with several tokens a frame.
     ("motion/mogo_levels", ("backbone.decay=8", "cache.window=3")),
     # Tokens that are given, with a sink, and numbers told to two copies by aligned attention.

@@ -1,5 +1,7 @@
 """Learning checks of recipes that move an arm: short runs, odd recipes, and who moves it."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -17,6 +19,8 @@ from blockloom.training.movers import ChunkMover, StreamMover
 from blockloom.training.reaching import Arms, reach
 from blockloom.training.run import initial_model
 
+# Codes of torque chunks: cached exactly, but no check yet shows that it learns, so it is not shipped.
+STAR = str(Path(__file__).with_name("star.yaml"))
 SMALL = ("backbone.dim=32", "backbone.layers=1", "backbone.heads=2", "text.dim=16",
          "text.buckets=32", "head.width=16", "head.steps=2")  # fmt: skip
 
@@ -35,18 +39,18 @@ def random_model(name, seed=0):
 
 def test_recipes_that_move_something_are_told_by_what_they_say():
     found = {name for name in list_recipes() if controls(load_recipe(name))}
-    assert {"motion/control", "motion/star"} <= found
+    assert "motion/control" in found and controls(load_recipe(STAR))
     assert "video/par" not in found and "motion/mogo_levels" not in found
     with pytest.raises(UsageError, match="motion/mogo moves nothing"):
         require_arm(load_recipe("motion/mogo"))
     with pytest.raises(UsageError, match=r"acting\.numbers = 3; the arm takes 2"):
         require_arm(load_recipe("motion/control", ["acting.numbers=3"]))
     with pytest.raises(UsageError, match=r"condition\.actions = 5; the arm is observed by 12"):
-        require_arm(load_recipe("motion/star", ["condition.actions=5"]))
+        require_arm(load_recipe(STAR, ["condition.actions=5"]))
 
 
 def test_models_move_arms_and_arms_do_not_notice_each_other():
-    for name, kind in (("motion/control", StreamMover), ("motion/star", ChunkMover)):
+    for name, kind in (("motion/control", StreamMover), (STAR, ChunkMover)):
         model, tokenizer = random_model(name)
         together = reach([1, 2, 3], kind(model, tokenizer, 0), steps=9)
         assert np.isfinite(together).all()
@@ -79,7 +83,7 @@ def test_what_is_imagined_is_replaced_by_what_is_observed():
 
 
 def test_a_chunk_is_drawn_when_the_one_before_is_done():
-    model, tokenizer = random_model("motion/star")
+    model, tokenizer = random_model(STAR)
     mover, arms = ChunkMover(model, tokenizer, 0), Arms([4])
     mover.begin(arms)
     blocks = []
@@ -107,9 +111,3 @@ def test_short_runs_beat_the_linear_predictor():
     acted = control_learning_check(load_recipe("motion/control"), 120, **settings)
     assert acted.value < acted.baseline - 0.2
     assert acted.reached("expert") == 1.0 and acted.reached("none") < 0.2
-    kept = {}
-    chunked = control_learning_check(
-        load_recipe("motion/star"), 120, **settings, tokenizer_steps=60, keep=kept
-    )
-    assert chunked.value < chunked.baseline
-    assert set(kept) == {"model", "tokenizer", "tests"}
