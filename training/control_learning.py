@@ -54,6 +54,8 @@ from .reaching import (
 from .run import initial_model, train_config
 
 NUM_EPISODES, NUM_HELD_OUT = 512, 128
+NUM_CHUNKED = 2048
+"""Training episodes of recipes of chunks, which have a row where others have four."""
 TOKENIZER_STEPS = 200
 LEVEL_DRAWS = 4
 """Times every held-out window is scored; each time draws which level of a chunk is predicted."""
@@ -112,7 +114,7 @@ def controls(recipe: Recipe) -> bool:
 
 
 def control_learning_check(
-    recipe: Recipe, steps: int | None = None, seed: int = 0, *, episodes: int = NUM_EPISODES,
+    recipe: Recipe, steps: int | None = None, seed: int = 0, *, episodes: int | None = None,
     held_out: int = NUM_HELD_OUT, tokenizer_steps: int = TOKENIZER_STEPS,
     keep: dict[str, Any] | None = None,
 ) -> ControlReport:  # fmt: skip
@@ -122,7 +124,7 @@ def control_learning_check(
         recipe: The recipe.
         steps: Optimiser steps; None = the recipe's.
         seed: Seed of episodes, weights, batches and actions.
-        episodes: Training episodes.
+        episodes: Training episodes; None = as many as the kind of recipe needs.
         held_out: Episodes measured on.
         tokenizer_steps: Optimiser steps of a tokenizer that learns.
         keep: Filled with the parts of the check ("model", "tokenizer", "tests").
@@ -135,6 +137,7 @@ def control_learning_check(
     """
     require_arm(recipe)
     acts = recipe.acting is not None
+    episodes = episodes or (NUM_EPISODES if acts else NUM_CHUNKED)
     clips = (reaching_clips if acts else chunked_clips)(episodes, held_out, seed)
     before = time.process_time()
     tokenizer = _tokenizer(recipe, clips, tokenizer_steps, seed)

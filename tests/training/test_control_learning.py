@@ -19,7 +19,7 @@ from blockloom.training.movers import ChunkMover, StreamMover
 from blockloom.training.reaching import Arms, reach
 from blockloom.training.run import initial_model
 
-# Codes of torque chunks: cached exactly, but no check yet shows that it learns, so it is not shipped.
+# Codes of torque chunks: cached exactly, but not yet shown to learn, so not shipped.
 STAR = str(Path(__file__).with_name("star.yaml"))
 SMALL = ("backbone.dim=32", "backbone.layers=1", "backbone.heads=2", "text.dim=16",
          "text.buckets=32", "head.width=16", "head.steps=2")  # fmt: skip
