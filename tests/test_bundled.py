@@ -107,4 +107,7 @@ def test_the_folder_says_how_it_was_made():
         assert recipe["cache"]["exact"] is True
         assert "path" not in recipe["tokenizer"]
         tokenizer = recipe["tokenizer"]
-        assert tokenizer.get("image", tokenizer)["image_size"] == 64
+        if recipe["modality"] == "motion":
+            assert tokenizer["latent_channels"] == 32
+        else:
+            assert tokenizer.get("image", tokenizer)["image_size"] == 64

@@ -202,4 +202,4 @@ def test_prompt_rows_are_never_routed_away():
 
 
 def test_role_bits_have_their_documented_values():
-    assert [int(role) for role in Role] == [1, 2, 4, 8, 16, 32, 64]
+    assert [int(role) for role in Role] == [1, 2, 4, 8, 16, 32, 64, 128]

@@ -13,6 +13,7 @@ from blockloom.models.generator import GenerativeModel
 from blockloom.pipelines.auto import AutoPipeline
 from blockloom.pipelines.image import ImagePipeline
 from blockloom.pipelines.params import bundled_models
+from blockloom.pipelines.motion import MotionPipeline
 from blockloom.pipelines.video import VideoPipeline
 from blockloom.pipelines.world import WorldPipeline
 from blockloom.tokenizers.build import TOKENIZERS, build_tokenizer
@@ -58,6 +59,10 @@ def test_round_trip_draws_the_same(recipe: str, settings: dict[str, Any], tmp_pa
 def test_bundled_models_load_and_draw_from_words(name: str) -> None:
     pipe = AutoPipeline.from_pretrained(name)
     pipe.set_progress_bar_config(disable=True)
+    if isinstance(pipe, MotionPipeline):
+        joints = pipe("walk", seed=1, seconds=0.8).motions[0].joints
+        assert joints.shape == (16, 22, 3) and joints.std() > 0.05
+        return
     if isinstance(pipe, WorldPipeline):
         picture = pipe.start(seed=1).step([0.0, 0.0, 0.0])[0]
     elif isinstance(pipe, VideoPipeline):

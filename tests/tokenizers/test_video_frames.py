@@ -149,7 +149,7 @@ def test_what_is_no_image_tokenizer_is_refused():
         build_video_tokenizer({"kind": "frames", "image": {"kind": "fsk"}})
     assert set(VIDEO_TOKENIZERS) == {
         "frames", "video_kl", "video_sigma", "bsq_transformer", "wan", "cogvideox", "features",
-        "motion_sigma", "motion_vq", "motion_rvq",
+        "feature_streams", "motion_sigma", "motion_vq", "motion_rvq",
     }  # fmt: skip
 
 
