@@ -12,8 +12,8 @@ from blockloom.core.recipe import load_recipe
 from blockloom.models.generator import GenerativeModel
 from blockloom.pipelines.auto import AutoPipeline
 from blockloom.pipelines.image import ImagePipeline
-from blockloom.pipelines.params import bundled_models
 from blockloom.pipelines.motion import MotionPipeline
+from blockloom.pipelines.params import bundled_models
 from blockloom.pipelines.video import VideoPipeline
 from blockloom.pipelines.world import WorldPipeline
 from blockloom.tokenizers.build import TOKENIZERS, build_tokenizer
