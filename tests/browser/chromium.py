@@ -80,7 +80,13 @@ class Tab:
         page.on("pageerror", lambda error: self.errors.append(str(error)))
         page.on("request", lambda request: self.requests.append(request.url))
         page.goto(address)
-        page.get_by_role("tab", name=name).click(timeout=1000 * PATIENCE)
+        tab = page.get_by_role("tab", name=name)
+        page.get_by_role("tab", name="Image").wait_for(timeout=1000 * PATIENCE)
+        if tab.is_visible():
+            tab.click(timeout=1000 * PATIENCE)
+        else:  # on a phone the last tabs stand behind a button
+            page.locator(".overflow-menu > button").click(timeout=1000 * PATIENCE)
+            page.locator(".overflow-dropdown button", has_text=name).click()
         page.wait_for_selector(ready, timeout=1000 * PATIENCE)
 
     @property
