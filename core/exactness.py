@@ -163,16 +163,25 @@ def _plans(recipe: Recipe) -> Iterator[DecodePlan]:
         # Blocks in flight train together in sets that start anywhere.
         for offset in range(plan.flight if plan.matrix == "rolling" else 1):
             yield replace(plan, offset=offset)
+        if layout.permute != "none":
+            yield from _drawn_plans(recipe, 1, 2, plan.num_blocks * together)
         return
     height, width = _grid_for(recipe)
     yield build_plan(recipe, height, width)
     if layout.permute != "none" or layout.split == "random":
-        for seed in range(NUM_DRAWS):
-            generator = torch.Generator().manual_seed(seed)
-            yield build_plan(recipe, height, width, generator=generator)
+        yield from _drawn_plans(recipe, height, width)
     if layout.spans:
         middle = layout.text_tokens + height * width // 2
         yield build_plan(recipe, height, width, span=(layout.text_tokens + 1, middle))
+
+
+def _drawn_plans(
+    recipe: Recipe, height: int, width: int, frames: int | None = None
+) -> Iterator[DecodePlan]:
+    """Lay the recipe out in some of the random orders and splits it trains on."""
+    for seed in range(NUM_DRAWS):
+        generator = torch.Generator().manual_seed(seed)
+        yield build_plan(recipe, height, width, generator=generator, frames=frames)
 
 
 def _num_blocks(recipe: Recipe) -> int:

@@ -74,7 +74,7 @@ def plan_of(recipe: Recipe, length: int) -> DecodePlan:
     A video gets as many frames as divide the tokens, at most those it trains on.
 
     Raises:
-        UsageError: too few tokens for a frame that patches of far history fill.
+        UsageError: tokens that fill no frames of the recipe's levels or patches.
     """
     if recipe.layout.kind != "frames":
         return build_plan(recipe, *grid_of(length))
@@ -100,7 +100,7 @@ def plan_of(recipe: Recipe, length: int) -> DecodePlan:
 
 
 def frame_tokens(recipe: Recipe) -> int | None:
-    """Return the tokens of a frame where a recipe says so: its levels, its streams, or a vector."""
+    """Return the tokens of a frame where a recipe says so: its levels, or one for a vector."""
     if recipe.schedule.levels:
         return len(recipe.schedule.levels)
     if recipe.acting is not None and recipe.acting.numbers:

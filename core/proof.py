@@ -79,7 +79,7 @@ def training_forward(
     level = is_masked.float()
     if contents.noisy is not None:
         values = torch.where(is_noisy[:, None], contents.noisy[:, source], values)
-        is_masked = torch.zeros_like(is_masked)
+        is_masked = unknown[:, source]
         level = contents.levels(source).expand(is_masked.shape).float()
     level = torch.where(is_noisy, level, plan.context_level)
     poses = decoder.poses if plan.table.route_names() else None

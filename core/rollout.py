@@ -166,11 +166,12 @@ class Rollout:
         noisy = layout.level >= 1  # finished rows stand at the level context is kept at
         if self.kept is not None:
             values = torch.where(noisy[:, None], values, self.kept[:, source])
-        is_masked = noisy & ~self.is_known[:, source] | self.is_missing[:, source]
-        if block_values is not None:
+        is_masked = is_missing = self.is_missing[:, source]
+        if block_values is None:
+            is_masked = noisy & ~self.is_known[:, source] | is_missing
+        else:
             count = block_values.shape[1]
             values = torch.cat((values[:, : values.shape[1] - count], block_values), 1)
-            is_masked = torch.zeros_like(is_masked)
         level = is_masked.to(values.dtype if values.is_floating_point() else torch.float32)
         return values, is_masked, torch.where(noisy, level, layout.level.to(level))
 
@@ -319,8 +320,7 @@ class Rollout:
 
     def give(self, source: Tensor, values: Tensor) -> None:
         """Take values [batch, slots, channels] of some slots as given; some may be unknown."""
-        filled, self.is_missing[:, source] = split_unknown(values.to(self.values))
-        self.values[:, source] = filled
+        self.values[:, source], self.is_missing[:, source] = split_unknown(values.to(self.values))
         self.is_known[:, source] = self.given[:, source] = True
 
     def _evict(self, next_block: int) -> None:

@@ -93,10 +93,10 @@ def draw_levels(
         has most to say, gets half of the draws.
     """
     size = tuple(shape)
-    is_residual, u = torch.rand((2, *size), generator=generator, device=generator.device)
+    coin, u = torch.rand((2, *size), generator=generator, device=generator.device)
     if num_levels == 1:
         return torch.zeros(size, dtype=torch.long)
-    return torch.where(is_residual < 0.5, 0, residual_level(u, num_levels))
+    return torch.where(coin < 0.5, 0, residual_level(u, num_levels))
 
 
 def level_mask(

@@ -28,7 +28,7 @@ from ..core.rollout import Draw
 from ..core.schedulers.base import Row
 from .backbone import BlockTransformer
 from .heads import build_head
-from .heads.base import Head, RowHead, guided
+from .heads.base import Head, RowHead, TokenHead, guided
 from .pretrained_text import PretrainedTextEncoder
 from .prompts import PreparedPrompt, repeat_prompt
 from .text import HashTextEncoder, PromptEmbeds
@@ -431,6 +431,7 @@ class ModelDecoder:
         head, acts = self.model.head, bool(self.model.is_action(source).any())
         if acts and self.model.action_head is not None:
             head = self.model.action_head
+        head = cast("TokenHead", head)  # the rollout denoises the blocks of others
         settings: dict[str, Any] = {
             "uncond_hidden": uncond,
             "guidance_scale": row.guidance_scale,

@@ -3,14 +3,16 @@
 Sizes are tiny and weights random, as in test_recipes.py.
 """
 
+from dataclasses import replace
 from itertools import pairwise
 
 import pytest
 import torch
 
 from blockloom.core.errors import UsageError
+from blockloom.core.exactness import NUM_DRAWS, _plans, violations
 from blockloom.core.plan import build_plan
-from blockloom.core.proof import compare
+from blockloom.core.proof import compare, training_forward
 from blockloom.core.recipe import frames_per_block, list_recipes, load_recipe
 from blockloom.core.rollout import run
 from blockloom.core.sampling import item_generator
@@ -225,3 +227,32 @@ def test_masked_rows_are_told_their_turn(tiny):
     other = tiny.model("motion/bad")
     drawn = [draw(m, ["walk"], [0], frames=6, temperature=0.0) for m in (model, other)]
     assert not torch.equal(*drawn)
+
+
+@pytest.mark.parametrize("write", ["fused", "separate"])
+def test_cached_flow_equals_the_masked_forward_where_values_are_missing(tiny, write):
+    model = tiny.model(
+        "motion/block_flow", f"cache.write={write}", "cache.window=3", dtype=torch.float64
+    )
+    assert model.knows_missing
+    plan = plan_for(tiny, model)
+    whole = tiny.contents(model, plan)
+    holed = replace(whole, values=whole.values.clone())
+    holed.values[0, [1, 4]] = float("nan")
+    with torch.no_grad():
+        decoder = tiny.decoder(model, PROMPTS[:2])
+        assert compare(plan, decoder, holed).max_error < 1e-10
+        zeros = replace(whole, values=holed.values.nan_to_num(nan=0.0))
+        states = [training_forward(plan, decoder, some)[1] for some in (whole, zeros, holed)]
+    # What is missing is seen as such, and not as zeros, by that item alone.
+    for other in states[:2]:
+        assert (other[0] - states[2][0]).abs().max() > 1e-3
+        assert torch.equal(other[1], states[2][1])
+
+
+def test_orders_that_are_trained_are_proved_too():
+    recipe = load_recipe("motion/bad_ordered")
+    orders = {tuple(plan.content.order[plan.content.source.argsort()].tolist())
+              for plan in _plans(recipe)}  # fmt: skip
+    assert len(orders) == 1 + NUM_DRAWS  # Halton's, and some that were drawn
+    assert not violations(recipe)

@@ -7,6 +7,7 @@ Invariants: the output layer starts at zero; `loss` returns one number per token
 its randomness from one generator per item only, so an item's bits do not depend on the batch.
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Protocol
@@ -36,7 +37,7 @@ class HeadSample:
     log_prob: Tensor | None = None
 
 
-class Head(nn.Module):
+class Head(nn.Module, ABC):
     """Base of all heads.
 
     Attributes:
@@ -48,13 +49,14 @@ class Head(nn.Module):
     value: ClassVar[str] = "latent"
     runs: ClassVar[str] = "token"
 
+    @abstractmethod
     def loss(
         self,
         hidden: Float[Tensor, "batch tokens dim"],
         target: Shaped[Tensor, "batch tokens channels"],
         generator: torch.Generator | None = None,
     ) -> Float[Tensor, "batch tokens"]:
-        """Return one loss per token; subclasses implement it.
+        """Return one loss per token.
 
         Args:
             hidden: Trunk states.
@@ -64,8 +66,12 @@ class Head(nn.Module):
         Returns:
             Loss per token, float32, not averaged.
         """
-        raise NotImplementedError(f"{type(self).__name__} has no loss")
 
+
+class TokenHead(Head):
+    """A head with `runs == "token"`: it draws from one trunk state."""
+
+    @abstractmethod
     def sample(
         self,
         hidden: Float[Tensor, "batch tokens dim"],
@@ -75,7 +81,7 @@ class Head(nn.Module):
         guidance_scale: float | Tensor = 1.0,
         temperature: float = 1.0,
     ) -> HeadSample:
-        """Draw one value per token; subclasses with `runs == "token"` implement it.
+        """Draw one value per token.
 
         Args:
             hidden: Trunk states under the prompt.
@@ -87,7 +93,6 @@ class Head(nn.Module):
         Returns:
             The drawn values.
         """
-        raise NotImplementedError(f"{type(self).__name__} cannot sample from one trunk state")
 
 
 class RowHead(Protocol):

@@ -16,10 +16,10 @@ from torch.nn import functional
 from ...core.errors import check_range
 from ...core.numerics import RowStableLinear
 from ...core.sampling import TokenStats, draw_codes, sample_codes
-from .base import Head, HeadSample, check_sizes, guided, zero_init
+from .base import HeadSample, TokenHead, check_sizes, guided, zero_init
 
 
-class CategoricalHead(Head):
+class CategoricalHead(TokenHead):
     """Predict `num_codebooks` independent categorical codes per token.
 
     Args:

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ...core.sampling import per_item_randn
 from .adaln import AdaLNMLP
-from .base import Head, HeadSample, check_sizes, guided, stack_branches
+from .base import HeadSample, TokenHead, check_sizes, guided, stack_branches
 from .solvers import (
     NUM_TRAIN_STEPS,
     alpha_bar_table,
@@ -60,7 +60,7 @@ def draw_uniform(
     return torch.rand(tuple(shape), generator=generator, device=device).to(like.device)
 
 
-class DiffusionHead(Head):
+class DiffusionHead(TokenHead):
     """Denoise one latent vector per token.
 
     Args:

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from ...core.numerics import RowStableLinear
 from ...core.sampling import per_item_gumbel, per_item_randn
-from .base import Head, HeadSample, check_sizes, zero_init
+from .base import HeadSample, TokenHead, check_sizes, zero_init
 
 MIN_DEVIATION = 1e-6
 WIDEST_GUIDED = 2.0
@@ -112,7 +112,7 @@ def guide_gaussian(
     )
 
 
-class GaussianMixtureHead(Head):
+class GaussianMixtureHead(TokenHead):
     """Predict a mixture of diagonal Gaussians per token.
 
     Output weights start at zero, but the means get spread-out biases: components that start equal

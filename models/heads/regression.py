@@ -12,10 +12,10 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ...core.numerics import RowStableLinear
-from .base import Head, HeadSample, check_sizes, guided, zero_init
+from .base import HeadSample, TokenHead, check_sizes, guided, zero_init
 
 
-class RegressionHead(Head):
+class RegressionHead(TokenHead):
     """Map trunk states to latents by one linear map.
 
     Args:

@@ -19,14 +19,14 @@ from torch import Tensor
 from ...core.errors import check_one_of, check_range
 from ...core.sampling import per_item_randn
 from .adaln import AdaLNMLP
-from .base import Head, HeadSample, check_sizes, guided, stack_branches
+from .base import HeadSample, TokenHead, check_sizes, guided, stack_branches
 from .diffusion import draw_normal, draw_uniform
 
 MAX_HALVINGS = 7
 TARGET_LIMIT = 4.0
 
 
-class ShortcutHead(Head):
+class ShortcutHead(TokenHead):
     """Flow with step sizes 1, 1/2, ..., 1/128.
 
     Args:
