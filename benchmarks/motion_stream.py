@@ -36,6 +36,7 @@ from blockloom.motion.procedural import procedural_motions
 from blockloom.pipelines.motion import MotionPipeline
 from blockloom.pipelines.motion_input import FPS, features_of
 from blockloom.tokenizers.video_build import build_video_tokenizer
+from blockloom.training.endurance import resident_bytes
 from blockloom.training.run import initial_model
 
 RATIO_LINE, FIRST_LINE, GROWTH_LINE = 5.0, 150.0, 4.0
@@ -109,22 +110,16 @@ def long_run(pipe: MotionPipeline, frames: int) -> dict[str, float]:
         seconds.append(time.process_time() - begun)
         if number == chunks // 6:
             gc.collect()
-            early = _resident()
+            early = (resident_bytes() or 0) / 2**20
         begun = time.process_time()
     gc.collect()
     half = len(seconds) // 2
     return {
-        "growth_mib": _resident() - early, "chunks": len(seconds),
+        "growth_mib": (resident_bytes() or 0) / 2**20 - early, "chunks": len(seconds),
         "milliseconds_per_chunk": 1e3 * statistics.median(seconds),
         "second_half_over_first": statistics.median(seconds[half:])
         / statistics.median(seconds[chunks // 6 : half]),
     }  # fmt: skip
-
-
-def _resident() -> float:
-    """Memory of this process in MiB."""
-    pages = int(Path("/proc/self/statm").read_text().split()[1])
-    return pages * 4096 / 2**20
 
 
 def run(

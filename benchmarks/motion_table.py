@@ -20,8 +20,10 @@ from typing import Any
 import torch
 
 from blockloom.core.recipe import Recipe, list_recipes, load_recipe
+from blockloom.training.checks import check_of
 from blockloom.training.loop import Trainer
 from blockloom.training.motion_evaluation import MotionSettings, evaluate_motions
+from blockloom.training.motion_learning import motion_learning_check
 from blockloom.training.objective import ModelStage
 from blockloom.training.run import (
     initial_model,
@@ -45,12 +47,7 @@ SHOWN = ("r_precision_top_1", "r_precision_top_3", "frechet_distance", "mm_dista
 def candidates() -> list[str]:
     """List the recipes that turn a text into a motion."""
     names = list_recipes("motion")
-    recipes = [load_recipe(name) for name in names]
-    return [
-        recipe.name
-        for recipe in recipes
-        if recipe.acting is None and not recipe.condition.actions and recipe.condition.adaln
-    ]
+    return [name for name in names if check_of(load_recipe(name)) is motion_learning_check]
 
 
 def sized(name: str, tokenizers: Path, overrides: tuple[str, ...] = SIZE) -> Recipe:
@@ -72,8 +69,6 @@ def fitted(recipe: Recipe, data: Any, seconds: float, out: Path) -> dict[str, An
     model = initial_model(recipe, tokenizer, recipe.train.seed)
     stage = medium.stage(model, tokenizer, clips, out / "cache")
     steps = max(TIMED_STEPS, int(seconds / step_seconds(recipe, stage)))
-    # Timing moved the weights; the run starts from those the seed gives.
-    model.load_state_dict(initial_model(recipe, tokenizer, recipe.train.seed).state_dict())
     config = train_config(recipe, steps, progress=False, precision="fp32")
     before = time.process_time()
     trainer = Trainer(stage, config, out / "model")
@@ -99,7 +94,7 @@ def step_seconds(recipe: Recipe, stage: ModelStage) -> float:
 
 
 def measured(folder: Path, data: Any, settings: MotionSettings) -> dict[str, Any]:
-    """Evaluate a stored model, and time the drawing of one motion of ten seconds."""
+    """Evaluate a stored model."""
     model, tokenizer = load_pipeline_parts(folder)
     clips = medium_of(model.recipe).read(model.recipe, data, tokenizer)
     return evaluate_motions(model, tokenizer, clips, folder, settings, Path(data).name)
@@ -121,10 +116,7 @@ def markdown(report: dict[str, Any]) -> str:
 def _cell(value: Any) -> str:
     if value is None:
         return ""
-    if not isinstance(value, dict):
-        return f"{value:.3g}"
-    shown = f"{value['value']:.3g}"
-    interval = value.get("interval") or value.get("confidence_interval")
+    shown, interval = f"{value['value']:.3g}", value["interval"]
     return f"{shown} [{interval[0]:.3g}, {interval[1]:.3g}]" if interval else shown
 
 

@@ -108,6 +108,23 @@ def video_blocks(model: GenerativeModel, request: VideoRequest) -> "VideoBlocks"
     return WholeBlocks(model, request, together)
 
 
+def video_values(
+    model: GenerativeModel, request: VideoRequest
+) -> Float[Tensor, "items frames cells channels"]:
+    """Make a video to its end and return its values.
+
+    Args:
+        model: A video model in eval mode.
+        request: What to make.
+    """
+    blocks, parts = video_blocks(model, request), []
+    for part in range(blocks.num_parts):
+        for _ in blocks.events(part):
+            pass
+        parts.append(blocks.values(part).clone())
+    return torch.cat(parts, 1)
+
+
 class VideoBlocks(ABC):
     """Parts 0, 1, 2, ... of a video, asked for in order.
 

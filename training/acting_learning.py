@@ -7,7 +7,6 @@ player. It knows no recipe by name.
 """
 
 import tempfile
-import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,17 +18,15 @@ from torch import Tensor
 from ..core.errors import UsageError
 from ..core.recipe import Recipe
 from ..core.recipe_sections import LearnsSpec
-from ..models.generator import GenerativeModel
 from ..tokenizers.video_build import build_video_tokenizer
 from .acting import Frames, ModelPlayer, Played, RandomPlayer, Room, play, rate
-from .clip_run import stage_of_clips
-from .clip_stage import encode_clips
+from .clip_run import clip_model_stage
 from .clips import ClipDataset
 from .gridworld import CELL, MOVES, SIDE, GridWorld, grid_episodes
-from .loop import Trainer
+from .learning import trained
 from .objective import ModelStage
 from .predictors import SMOOTHING
-from .run import initial_model, train_config
+from .run import initial_model
 
 NUM_EPISODES, NUM_HELD_OUT = 1024, 128
 EVAL_BATCH = 64
@@ -96,31 +93,22 @@ def acting_learning_check(
     tokenizer: Any = build_video_tokenizer(dict(recipe.tokenizer)).eval()
     clips, seeds = grid_episodes(episodes, held_out, seed)
     model = initial_model(recipe, tokenizer, seed)
-    settings: dict[str, Any] = {"seed": seed, "precision": "fp32", "progress": False}
-    config = train_config(recipe, steps, **settings, ema_decay=0.0, save_every=10**6)
     with tempfile.TemporaryDirectory() as folder:
         train, tests = (
-            _stage(model, tokenizer, clips.only(split), Path(folder) / "cache")
+            clip_model_stage(model, tokenizer, clips, Path(folder), split)
             for split in ("train", "held_out")
         )
-        before = time.process_time()
-        Trainer(train, config, Path(folder) / "run").run()
-        seconds = time.process_time() - before
-    model.eval()
+    budget = trained(train, steps, seed)
     tests_seeds = [s for s, split in zip(seeds, clips.split, strict=True) if split == "held_out"]
     player = ModelPlayer(model, tokenizer, seed, imagines=True)
     return ActingReport(
         place_loss(clips),
         action_loss(tests, seed),
-        f"{config.num_steps} steps x {config.batch_size}, {seconds:.0f} s of one CPU core",
+        budget,
         play(tests_seeds, begin_room, player),
         play(tests_seeds, begin_room, RandomPlayer([1.0] * len(MOVES), seed)),
         player.imagined,
     )
-
-
-def _stage(model: GenerativeModel, tokenizer: Any, clips: ClipDataset, cache: Path) -> ModelStage:
-    return stage_of_clips(model, tokenizer, clips, encode_clips(tokenizer, clips, cache))
 
 
 def begin_room(number: int) -> tuple[Room, Frames]:

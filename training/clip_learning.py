@@ -9,7 +9,6 @@ It knows no recipe by name.
 """
 
 import tempfile
-import time
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -33,18 +32,17 @@ from ..models.heads import CategoricalHead, DiffusionHead, PatchHead
 from ..tokenizers.structure import structure_map, structure_tokens
 from ..tokenizers.video_build import build_video_tokenizer
 from .clip_predictors import FrameCodes, FrameGaussians, NextFrameCodes, NextFrameGaussians
-from .clip_run import frame_psnr, stage_of_clips
-from .clip_stage import ClipTokens, encode_clips, latent_offsets, leading_actions
+from .clip_run import clip_model_stage, frame_psnr
+from .clip_stage import ClipTokens, latent_offsets, leading_actions
 from .clip_statistics import MOST_DB
 from .clips import ClipDataset
 from .consistency import END_METRIC, ConsistencyStage, end_gaps
-from .learning import describe, noised_loss
-from .loop import Trainer
+from .learning import describe, noised_loss, trained
 from .objective import Batch, ModelStage
 from .orbits import orbit_clips
 from .physics import physics_clips
 from .predictors import Path as NoisePath
-from .run import initial_model, train_config
+from .run import initial_model
 
 NUM_CLIPS, NUM_HELD_OUT = 512, 48
 NUM_FRAMES = 12
@@ -132,18 +130,12 @@ def clip_learning_check(
         )
     data = _scenes(recipe, clips, held_out, seed, tokenizer.frame_size[0])
     model = initial_model(recipe, tokenizer, seed)
-    settings: dict[str, Any] = {"seed": seed, "ema_decay": 0.0}
-    settings |= {"precision": "fp32", "progress": False, "save_every": 10**6}
-    config = train_config(recipe, steps, **settings)
     with tempfile.TemporaryDirectory() as folder:
         train, tests = (
-            _stage(model, tokenizer, data.only(split), Path(folder) / "cache")
+            clip_model_stage(model, tokenizer, data, Path(folder), split)
             for split in ("train", "held_out")
         )
-        before = time.process_time()
-        Trainer(train, config, Path(folder) / "run").run()
-        seconds = time.process_time() - before
-    model.eval()
+    budget = trained(train, steps, seed)
     metric, name, (value, baseline) = _measured(train, tests, seed)
     decibels = (float("nan"),) * 4
     if draw:
@@ -155,7 +147,7 @@ def clip_learning_check(
         baseline,
         name,
         value,
-        f"{config.num_steps} steps x {config.batch_size}, {seconds:.0f} s of one CPU core",
+        budget,
         *decibels,
         kept="nearest view" if recipe.condition.poses else "last frame",
     )
@@ -169,10 +161,6 @@ def _scenes(recipe: Recipe, clips: int, held_out: int, seed: int, size: int) -> 
         clips, held_out, seed, num_frames=NUM_FRAMES, size=size,
         pushes=recipe.condition.actions > 0,
     )  # fmt: skip
-
-
-def _stage(model: GenerativeModel, tokenizer: Any, clips: ClipDataset, cache: Path) -> ModelStage:
-    return stage_of_clips(model, tokenizer, clips, encode_clips(tokenizer, clips, cache))
 
 
 # -- losses -----------------------------------------------------------------------------------

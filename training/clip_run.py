@@ -109,7 +109,7 @@ def train_clip_tokenizer(
     length = frames or _window_frames(tokenizer)
     seen = clips.only("train")
     train: Any = PixelWindows(seen, length, max(1, length // 2))
-    train.windows = _balanced(train.windows, seen, balance)
+    train.windows = balanced(train.windows, seen, balance)
     if isinstance(getattr(tokenizer, "inner", None), MosaicTokenizer):
         result = fit_mosaic(tokenizer, train, config, folder)
     else:
@@ -183,22 +183,23 @@ def frame_psnr(pixels: Tensor, target: Tensor) -> Tensor:
     return 10 * torch.log10(4 / error.clamp_min(1e-12))
 
 
-def _balanced(windows: ClipWindows, clips: ClipDataset, balance: str) -> ClipWindows:
+def balanced(windows: ClipWindows, clips: ClipDataset, balance: str) -> ClipWindows:
     """Repeat the windows of rare kinds of clips."""
     order = balanced_order([clips.captions[clip] for clip in windows.clip.tolist()], balance)
     return windows if order is None else windows.take(order)
 
 
 def clip_model_stage(
-    model: GenerativeModel, tokenizer: Any, clips: ClipDataset, cache: Path
+    model: GenerativeModel, tokenizer: Any, clips: ClipDataset, cache: Path, split: str = "train"
 ) -> ModelStage:
-    """Encode the training clips and join them, as windows, with a model.
+    """Encode the clips of a split and join them, as windows, with a model.
 
     Args:
         model: The model to train; its recipe says how long a window is.
         tokenizer: The `VideoTokenizer` in eval mode.
-        clips: All clips; only "train" is used.
+        clips: All clips.
         cache: Folder of the latent cache.
+        split: The clips that are used.
 
     Raises:
         DataError: No clip is as long as a window.
@@ -239,7 +240,7 @@ def stage_of_clips(
             "%d of %d clips are shorter than %d latent frames and are not trained on",
             tokens.windows.num_short, len(clips), model.recipe.layout.frames,
         )  # fmt: skip
-    tokens.windows = _balanced(tokens.windows, clips, model.recipe.train.balance)
+    tokens.windows = balanced(tokens.windows, clips, model.recipe.train.balance)
     prompts: Any = ClipPrompts(model.text_encoder.tokenize(clips.captions), tokens.windows)
     width = model.recipe.condition.actions
     actions: Any = None

@@ -14,7 +14,7 @@ from torch import Tensor
 from ..core.recipe_sections import ConditionSpec
 from ..tokenizers.structure import structure_map, structure_tokens
 from .clip_stage import ClipWindows
-from .clips import ClipDataset
+from .clips import ClipDataset, tokenizer_input
 
 
 class ClipStructure:
@@ -55,7 +55,6 @@ def clip_structure(
         frames = torch.from_numpy(dataset.clip(index))
         if len(frames) < tokenizer.first_frames:
             continue
-        pixels = rearrange(frames, "t h w c -> 1 c t h w").float() / 127.5 - 1
-        maps = structure_map(condition.structure, pixels)
+        maps = structure_map(condition.structure, tokenizer_input(frames[None]))
         parts.append(structure_tokens(maps, tokenizer, condition.structure_size)[0])
     return torch.cat(parts)

@@ -7,7 +7,6 @@ its tokens, or draws codes of torques and is told observations. It knows no reci
 """
 
 import tempfile
-import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,13 +22,10 @@ from ..core.recipe import Recipe
 from ..core.recipe_sections import LearnsSpec
 from ..core.stages import level_of
 from ..models.generator import GenerativeModel
-from ..tokenizers.video_build import build_video_tokenizer
 from .acting_learning import action_loss
-from .clip_run import stage_of_clips
-from .clip_stage import encode_clips
-from .clips import ClipDataset
-from .loop import TrainConfig, Trainer
-from .motion_run import train_motion_tokenizer
+from .clip_run import clip_model_stage
+from .learning import trained
+from .motion_run import trained_tokenizer
 from .movers import ChunkMover, StreamMover
 from .objective import ModelStage
 from .reaching import (
@@ -51,7 +47,7 @@ from .reaching import (
     record,
     seeds_of,
 )
-from .run import initial_model, train_config
+from .run import initial_model
 
 NUM_EPISODES, NUM_HELD_OUT = 512, 128
 NUM_CHUNKED = 2048
@@ -139,19 +135,16 @@ def control_learning_check(
     acts = recipe.acting is not None
     episodes = episodes or (NUM_EPISODES if acts else NUM_CHUNKED)
     clips = (reaching_clips if acts else chunked_clips)(episodes, held_out, seed)
-    before = time.process_time()
-    tokenizer = _tokenizer(recipe, clips, tokenizer_steps, seed)
+    tokenizer = trained_tokenizer(
+        recipe, clips, tokenizer_steps, seed, batch_size=32, learning_rate=3e-3
+    )
     model = initial_model(recipe, tokenizer, seed)
-    settings: dict[str, Any] = {"seed": seed, "precision": "fp32", "progress": False}
-    config = train_config(recipe, steps, **settings, ema_decay=0.0, save_every=10**6)
     with tempfile.TemporaryDirectory() as folder:
         train, tests = (
-            _stage(model, tokenizer, clips.only(split), Path(folder) / "cache")
+            clip_model_stage(model, tokenizer, clips, Path(folder), split)
             for split in ("train", "held_out")
         )
-        Trainer(train, config, Path(folder) / "run").run()
-        seconds = time.process_time() - before
-    model.eval()
+    budget = trained(train, steps, seed)
     parts, ends = seeds_of(episodes, held_out, seed)
     noise = NOISE if acts else CHUNK_NOISE
     seen = record(parts[int(UNRECORDED * episodes) :] if acts else parts, noise)
@@ -169,7 +162,7 @@ def control_learning_check(
     }  # fmt: skip
     report = ControlReport(
         metric, losses[1], losses[0],
-        f"{config.num_steps} steps x {config.batch_size}, {seconds:.0f} s of one CPU core",
+        budget,
         {name: reach(ends, who) for name, who in movers.items()},
         imagined_errors(model, tokenizer, ends, seed) if acts else None,
     )  # fmt: skip
@@ -194,24 +187,6 @@ def require_arm(recipe: Recipe) -> None:
         raise UsageError(f"acting.numbers = {acting.numbers}; the arm takes {NUM_TORQUES}")
     if acting is None and told != NUM_OBSERVED:
         raise UsageError(f"condition.actions = {told}; the arm is observed by {NUM_OBSERVED}")
-
-
-def _tokenizer(recipe: Recipe, clips: ClipDataset, steps: int, seed: int) -> Any:
-    """Measure, and where it learns train, the recipe's tokenizer."""
-    with torch.random.fork_rng(devices=[]), tempfile.TemporaryDirectory() as folder:
-        torch.random.default_generator.manual_seed(seed)
-        settings = {key: value for key, value in recipe.tokenizer.items() if key != "train"}
-        tokenizer: Any = build_video_tokenizer(settings)
-        config = TrainConfig(
-            num_steps=steps, batch_size=32, seed=seed, learning_rate=3e-3, warmup_steps=10,
-            ema_decay=0.0, precision="fp32", progress=False, save_every=10**6,
-        )  # fmt: skip
-        train_motion_tokenizer(tokenizer, clips, config, Path(folder))
-    return tokenizer.eval()
-
-
-def _stage(model: GenerativeModel, tokenizer: Any, clips: ClipDataset, cache: Path) -> ModelStage:
-    return stage_of_clips(model, tokenizer, clips, encode_clips(tokenizer, clips, cache))
 
 
 def imagined_errors(

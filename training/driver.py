@@ -91,7 +91,10 @@ def _pairs(clips: ClipDataset) -> tuple[Tensor, Tensor]:
     rows = np.arange(len(clips.frames))
     has_both = np.ones(len(rows), dtype=bool)
     has_both[clips.offsets[:-1]] = has_both[clips.offsets[1:] - 1] = False
+    has_both &= np.isfinite(clips.actions).all(1)  # what was not recorded teaches nothing
     rows = rows[has_both]
+    if not len(rows):
+        raise DataError("no action between two frames was recorded; a driver needs some")
     parts = [
         _small(torch.from_numpy(clips.frames[np.stack((part - 1, part), 1)]))
         for part in np.array_split(rows, -(-len(rows) // 2048))
@@ -106,7 +109,8 @@ def clone_driver(clips: ClipDataset) -> Driver:
         clips: Recordings with actions that are numbers.
 
     Raises:
-        DataError: No actions, actions that are ids, or no clip of three frames.
+        DataError: No actions, actions that are ids or that nobody recorded, or no clip of three
+            frames.
     """
     if clips.actions is None or clips.actions.dtype.kind != "f":
         raise DataError("a driver is cloned from actions that are numbers; these clips have none")
@@ -133,11 +137,12 @@ def clone_driver(clips: ClipDataset) -> Driver:
 
 
 def driver_of(clips: ClipDataset) -> Driver | None:
-    """Clone a driver from the training split; None where actions are no numbers."""
+    """Clone a driver from the training split; None without recorded actions that are numbers."""
     if clips.actions is None or clips.actions.dtype.kind != "f":
         return None
     train = clips.only("train")
-    return clone_driver(train) if train.lengths.max() >= 3 else None
+    knows = train.actions is not None and np.isfinite(train.actions).all(1).any()
+    return clone_driver(train) if knows and train.lengths.max() >= 3 else None
 
 
 def explained(driver: Driver, clips: ClipDataset) -> list[float | None]:

@@ -109,31 +109,23 @@ def with_interval(values: NDArray[np.float64], clusters: Sequence[Any]) -> dict[
 
 
 def ratio_interval(
-    values: NDArray[np.float64], base: NDArray[np.float64], clusters: Sequence[Any], *,
-    draws: int = 2000, seed: int = 0,
-) -> dict[str, Any]:  # fmt: skip
+    values: NDArray[np.float64], base: NDArray[np.float64], clusters: Sequence[Any]
+) -> dict[str, Any]:
     """Return the ratio of two means over the same items, with a paired cluster bootstrap.
 
     Args:
         values: One number per item.
         base: The same items, measured on what is compared with.
         clusters: Label of dependent items.
-        draws: Resamples.
-        seed: Seed of the resampling.
 
     Returns:
         `value` and its 95 % percentile `interval`; None where the base is 0.
     """
-    _, index = np.unique(np.asarray(clusters), return_inverse=True)
-    above, below = np.bincount(index, weights=values), np.bincount(index, weights=base)
-    if not below.sum():
+    if not base.sum():
         return {"value": None, "interval": None, "n": len(values)}
-    picks = np.random.default_rng(seed).integers(0, len(below), size=(draws, len(below)))
-    sums = below[picks].sum(1)
-    ratios = above[picks].sum(1)[sums > 0] / sums[sums > 0]
-    low, high = np.quantile(ratios, (0.025, 0.975))
-    value = float(above.sum() / below.sum())
-    return {"value": value, "interval": [float(low), float(high)], "n": len(values)}
+    interval = bootstrap_interval(values, clusters, base=base)
+    value = float(values.sum() / base.sum())
+    return {"value": value, "interval": list(interval), "n": len(values)}
 
 
 def jackknife_interval(

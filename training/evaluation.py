@@ -126,8 +126,9 @@ def wilson_interval(hits: float, trials: int) -> tuple[float, float]:
 
 
 def bootstrap_interval(
-    values: NDArray[np.float64], clusters: Sequence[Any], *, draws: int = 2000, seed: int = 0
-) -> tuple[float, float]:
+    values: NDArray[np.float64], clusters: Sequence[Any], *,
+    base: NDArray[np.float64] | None = None, draws: int = 2000, seed: int = 0,
+) -> tuple[float, float]:  # fmt: skip
     """Return the 95 % percentile interval of a mean when values come in dependent clusters.
 
     Pictures of one name in several styles succeed or fail together, so whole names are resampled.
@@ -135,6 +136,8 @@ def bootstrap_interval(
     Args:
         values: One number per item.
         clusters: Cluster label of every item.
+        base: The same items measured otherwise, for the interval of the ratio of the two means;
+            resamples without any of it are left out. None = the mean alone.
         draws: Resamples.
         seed: Seed of the resampling.
 
@@ -143,9 +146,10 @@ def bootstrap_interval(
     """
     _, index = np.unique(np.asarray(clusters), return_inverse=True)
     totals = np.bincount(index, weights=values)
-    counts = np.bincount(index).astype(np.float64)
+    counts = np.bincount(index, weights=base).astype(np.float64)
     picks = np.random.default_rng(seed).integers(0, len(counts), size=(draws, len(counts)))
-    means = totals[picks].sum(axis=1) / counts[picks].sum(axis=1)
+    sums = counts[picks].sum(axis=1)
+    means = totals[picks].sum(axis=1)[sums > 0] / sums[sums > 0]
     return float(np.quantile(means, 0.025)), float(np.quantile(means, 0.975))
 
 

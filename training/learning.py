@@ -70,8 +70,14 @@ class LearnsReport:
             baseline_name=self.baseline_name,
             value=round(self.value, 3),
             budget=self.budget,
-            drawn=f"{self.named:.0%} of {NUM_PICTURES} pictures of unseen prompts are nearest to "
-            f"their prompt (chance {self.chance:.0%}, real pictures {self.ceiling:.0%})",
+            drawn=self.drawn_words(),
+        )
+
+    def drawn_words(self) -> str:
+        """Say what share of what was drawn shows its prompt."""
+        return (
+            f"{self.named:.0%} of {NUM_PICTURES} pictures of unseen prompts are nearest to "
+            f"their prompt (chance {self.chance:.0%}, real pictures {self.ceiling:.0%})"
         )
 
 
@@ -100,14 +106,7 @@ def learning_check(
     model = initial_model(recipe, tokenizer, seed)
     train = _stage(model, tokenizer, data.only("train"))
     held_out = data.only("held_out")
-    settings: dict[str, Any] = {"seed": seed, "ema_decay": 0.0, "optimizer": "adamw"}
-    settings |= {"precision": "fp32", "progress": False, "save_every": 10**6}
-    config = train_config(recipe, steps, **settings)
-    before = time.process_time()
-    with tempfile.TemporaryDirectory() as folder:
-        Trainer(train, config, Path(folder) / "run").run()
-    seconds = time.process_time() - before
-    model.eval()
+    budget = trained(train, steps, seed, optimizer="adamw")
     value, baseline = held_out_losses(train, _stage(model, tokenizer, held_out), seed)
     prompts = (held_out.captions * pictures)[:pictures]
     drawn = draw(model, tokenizer, prompts, seed).numpy() if pictures else None
@@ -119,11 +118,35 @@ def learning_check(
         baseline=baseline,
         baseline_name=baseline_name,
         value=value,
-        budget=f"{config.num_steps} steps x {config.batch_size}, {seconds:.0f} s of one CPU core",
+        budget=budget,
         named=float("nan") if drawn is None else share_named(drawn, prompts),
         chance=1 / len(shape_prompts()),
         ceiling=_ceiling(tokenizer, held_out),
     )
+
+
+def trained(stage: ModelStage, steps: int | None, seed: int, **changes: Any) -> str:
+    """Train a stage as learning checks do: by the recipe's settings, in single precision.
+
+    Args:
+        stage: Its model is left in eval mode.
+        steps: Optimiser steps; None = the recipe's.
+        seed: Seed of batches and noise.
+        **changes: Further settings of the loop.
+
+    Returns:
+        What it cost: steps, batch, seconds of this process.
+    """
+    config = train_config(
+        stage.recipe, steps, seed=seed, ema_decay=0.0, precision="fp32", progress=False,
+        save_every=10**6, **changes,
+    )  # fmt: skip
+    before = time.process_time()
+    with tempfile.TemporaryDirectory() as folder:
+        Trainer(stage, config, Path(folder)).run()
+    seconds = time.process_time() - before
+    stage.model.eval()
+    return f"{config.num_steps} steps x {config.batch_size}, {seconds:.0f} s of one CPU core"
 
 
 def describe(model: GenerativeModel) -> tuple[str, str]:

@@ -182,6 +182,8 @@ def with_mirror(dataset: ClipDataset) -> ClipDataset:
             f"frames have {dataset.num_features} features; only the {HUMAN_SIZE} of the 22 joints "
             "can be mirrored"
         )
+    if dataset.actions is not None:
+        raise DataError("clips with actions cannot be mirrored; leave mirror out")
     index = [i for i, name in enumerate(dataset.split) if name == "train"]
     if not index:
         return dataset

@@ -33,7 +33,8 @@ LONGEST = 100
 STILL = 0.1
 """Mean speed of the joints, m/s, below which a clip may as well stand still."""
 KINDS = ("frozen", "shuffled", "noisy")
-WORDS = {"left": "right", "right": "left"}
+WORDS = {"left": "right", "right": "left", "clockwise": "counterclockwise",
+         "counterclockwise": "clockwise"}  # fmt: skip
 
 
 @lru_cache(maxsize=1)
@@ -73,8 +74,13 @@ def mirrored(features: Float[Tensor, "frames features"]) -> Float[Tensor, "frame
 
 
 def mirrored_text(text: str) -> str:
-    """Swap the words "left" and "right"."""
-    return re.sub(r"\b(left|right)\b", lambda found: WORDS[found.group()], text)
+    """Swap the words "left" and "right", and the ways of a clock, whatever their case."""
+
+    def swapped(found: re.Match[str]) -> str:
+        word = WORDS[found.group().lower()]
+        return word.capitalize() if found.group()[0].isupper() else word
+
+    return re.sub(rf"\b({'|'.join(WORDS)})\b", swapped, text, flags=re.IGNORECASE)
 
 
 def at_tempo(
@@ -148,11 +154,10 @@ def spoiled(
     draw, place, size = torch.rand(3, generator=generator).tolist()
     ways = motion[:, _LAYOUT.ways].unflatten(1, (-1, 3))
     is_still = float(ways.norm(dim=-1).mean()) * fps < STILL
-    kinds = KINDS[1:] if is_still else KINDS
-    kind = kinds[int(draw * len(kinds))]
+    kind = KINDS[-1] if is_still else KINDS[int(draw * len(KINDS))]
     if kind == "frozen":
         return frozen(motion, int(place * len(motion)))
-    if kind == "shuffled" and not is_still:
+    if kind == "shuffled":
         return motion[torch.randperm(len(motion), generator=generator)]
     noise = torch.randn((len(motion), len(std)), generator=generator)
     changed = motion.clone()

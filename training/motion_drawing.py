@@ -16,7 +16,7 @@ from tqdm import tqdm
 from ..core.recipe import frames_per_block
 from ..core.sampling import item_generator
 from ..models.generator import GenerativeModel
-from ..models.video import VideoRequest, goes_on, video_blocks
+from ..models.video import VideoRequest, goes_on, video_values
 
 Motions = list[NDArray[np.float32]]
 BATCH = 16
@@ -41,7 +41,7 @@ def most_frames(model: GenerativeModel, tokenizer: Any) -> int | None:
     """Return the longest motion that a model was made for, in feature frames; None = any length."""
     if goes_on(model):
         return None
-    return tokenizer.first_frames + (model.recipe.layout.frames - 1) * tokenizer.step_frames
+    return int(tokenizer.num_frames(model.recipe.layout.frames))
 
 
 @torch.no_grad()
@@ -84,12 +84,7 @@ def drawn_motions(
 
 def _decoded(model: GenerativeModel, tokenizer: Any, request: VideoRequest) -> NDArray[np.float32]:
     """Run a request to its end and decode it, float32 [items, frames, features]."""
-    blocks, parts = video_blocks(model, request), []
-    for part in range(blocks.num_parts):
-        for _ in blocks.events(part):
-            pass
-        parts.append(blocks.values(part))
-    features = tokenizer.decode(torch.cat(parts, 1))
+    features = tokenizer.decode(video_values(model, request))
     return rearrange(features, "b c t -> b t c").float().cpu().numpy()
 
 

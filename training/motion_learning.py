@@ -8,9 +8,7 @@ when, of all captions, the training motions of its own are nearest to it.
 It knows no recipe by name.
 """
 
-import json
 import tempfile
-import time
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -21,62 +19,35 @@ import torch
 from numpy.typing import NDArray
 
 from ..core.recipe import Recipe
-from ..core.recipe_sections import LearnsSpec
 from ..motion.procedural import procedural_motions
-from ..tokenizers.video_build import build_video_tokenizer
 from .clip_learning import baseline_of, held_out_losses
-from .clip_run import clip_model_stage, stage_of_clips
-from .clip_stage import encode_clips
+from .clip_run import clip_model_stage
 from .clips import ClipDataset
-from .learning import describe
-from .loop import TrainConfig, Trainer
+from .learning import LearnsReport, describe, trained
 from .motion_archive import NamedMotion, as_features
 from .motion_drawing import drawn_motions, most_frames, recoded_motions
-from .motion_run import train_motion_tokenizer
-from .run import initial_model, train_config
+from .motion_run import trained_tokenizer
+from .run import initial_model
 
 NUM_MOTIONS, NUM_HELD_OUT = 200, 50
 TOKENIZER_STEPS = 150
-_TOKENIZERS: dict[str, Any] = {}
-"""Trained tokenizers of this process by settings and seed: recipes of one kind share theirs."""
 
 
 @dataclass(frozen=True)
-class MotionReport:
-    """What a learning check measured.
+class MotionReport(LearnsReport):
+    """What a learning check measured; `ceiling` is about real motions through the tokenizer.
 
     Attributes:
-        metric: What `value` and `baseline` are.
-        baseline: The same of a closed-form predictor.
-        baseline_name: Which predictor that is.
-        value: The same of the trained recipe, on the same rows.
-        budget: Steps, batch, seconds of training.
-        named: Share of drawn motions that show their caption.
-        chance: Share that guessing reaches.
-        ceiling: Share of real held-out motions, through the tokenizer, that do.
         drawn: Number of motions drawn.
     """
 
-    metric: str
-    baseline: float
-    baseline_name: str
-    value: float
-    budget: str
-    named: float
-    chance: float
-    ceiling: float
-    drawn: int
+    drawn: int = 0
 
-    def spec(self) -> LearnsSpec:
-        """Shape the main figures as a recipe's `learns` section."""
-        return LearnsSpec(
-            metric=self.metric,
-            baseline=round(self.baseline, 3),
-            baseline_name=self.baseline_name,
-            value=round(self.value, 3),
-            budget=self.budget,
-            drawn=f"{self.named:.0%} of {self.drawn} drawn motions are nearest to their caption "
-            f"(chance {self.chance:.0%}, real motions through the tokenizer {self.ceiling:.0%})",
+    def drawn_words(self) -> str:
+        """Say what share of drawn motions shows its caption."""
+        return (
+            f"{self.named:.0%} of {self.drawn} drawn motions are nearest to their caption "
+            f"(chance {self.chance:.0%}, real motions through the tokenizer {self.ceiling:.0%})"
         )
 
 
@@ -112,18 +83,12 @@ def motion_learning_check(
     data = procedural_clips(motions, held_out, seed)
     tokenizer = trained_tokenizer(recipe, data, tokenizer_steps, seed)
     model = initial_model(recipe, tokenizer, seed)
-    settings: dict[str, Any] = {"seed": seed, "ema_decay": 0.0}
-    settings |= {"precision": "fp32", "progress": False, "save_every": 10**6}
-    config = train_config(recipe, steps, **settings)
     with tempfile.TemporaryDirectory() as folder:
-        cache = Path(folder) / "cache"
-        train = clip_model_stage(model, tokenizer, data, cache)
-        before = time.process_time()
-        Trainer(train, config, Path(folder) / "run").run()
-        seconds = time.process_time() - before
-        others = data.only("test")
-        tests = stage_of_clips(model, tokenizer, others, encode_clips(tokenizer, others, cache))
-    model.eval()
+        train, tests = (
+            clip_model_stage(model, tokenizer, data, Path(folder), split)
+            for split in ("train", "test")
+        )
+    budget = trained(train, steps, seed)
     guess = baseline_of(train)
     value, baseline = held_out_losses(train, tests, seed, guess)
     shares = (float("nan"),) * 3
@@ -131,9 +96,8 @@ def motion_learning_check(
         shares = _shown(model, tokenizer, data, seed, keep)
     if keep is not None:
         keep |= {"model": model, "tokenizer": tokenizer}
-    budget = f"{config.num_steps} steps x {config.batch_size}, {seconds:.0f} s of one CPU core"
     return MotionReport(
-        describe(model)[0], baseline, guess.name, value, budget, *shares, drawn=len(others)
+        describe(model)[0], baseline, guess.name, value, budget, *shares, drawn=held_out
     )
 
 
@@ -153,33 +117,6 @@ def procedural_clips(motions: int, held_out: int, seed: int) -> ClipDataset:
         for number, motion in enumerate(procedural_motions(count, generator))
     ]
     return as_features(named, "procedural motions")
-
-
-def trained_tokenizer(recipe: Recipe, data: ClipDataset, steps: int, seed: int) -> Any:
-    """Train a recipe's tokenizer on the training clips, once per process and settings.
-
-    Args:
-        recipe: Names the tokenizer.
-        data: Clips of feature frames.
-        steps: Optimiser steps.
-        seed: Seed of weights and batches.
-
-    Returns:
-        The tokenizer in eval mode.
-    """
-    settings = {k: v for k, v in recipe.tokenizer.items() if k not in ("train", "path")}
-    key = json.dumps([settings, steps, seed, len(data)], sort_keys=True)
-    if key not in _TOKENIZERS:
-        with torch.random.fork_rng(devices=[]), tempfile.TemporaryDirectory() as folder:
-            torch.random.default_generator.manual_seed(seed)
-            tokenizer: Any = build_video_tokenizer(settings)
-            config = TrainConfig(
-                num_steps=steps, batch_size=16, seed=seed, learning_rate=2e-3, warmup_steps=10,
-                ema_decay=0.0, precision="fp32", progress=False, save_every=10**6,
-            )  # fmt: skip
-            train_motion_tokenizer(tokenizer, data, config, Path(folder))
-        _TOKENIZERS[key] = tokenizer.eval()
-    return _TOKENIZERS[key]
 
 
 def _shown(

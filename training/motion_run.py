@@ -4,22 +4,25 @@ The run itself is in run.py, windows and the model stage are those of videos. It
 name.
 """
 
+import hashlib
+import json
+import tempfile
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from ..core.errors import DataError
 from ..core.recipe import Recipe
 from ..motion.features import HUMAN_SIZE, recover
-from .balance import balanced_order
-from .clip_run import held_out_clips
+from ..tokenizers.video_build import build_video_tokenizer
+from .clip_run import balanced, held_out_clips
 from .clip_stage import PixelWindows, leading_actions
 from .clips import ClipDataset, tokenizer_input
 from .loop import TrainConfig
 from .motion_archive import load_motions
+from .motion_metrics import mpjpe
 from .motion_mixing import with_mixtures
 from .tokenizer_stage import save_half, train_tokenizer
 
@@ -84,10 +87,9 @@ def train_motion_tokenizer(
         seen = with_mixtures(seen, mixtures, torch.Generator().manual_seed(config.seed))
     length = -(-frames // tokenizer.step_frames) * tokenizer.step_frames
     train: Any = PixelWindows(seen, length, max(1, length // 8), pad=True)
-    order = balanced_order([seen.captions[c] for c in train.windows.clip.tolist()], balance)
-    if order is not None:
-        train.windows = train.windows.take(order)
-    tokenizer.prepare([tokenizer_input(_clip(seen, i)) for i in range(len(seen))], config.seed)
+    train.windows = balanced(train.windows, seen, balance)
+    clips_of = [torch.from_numpy(seen.clip(i))[None] for i in range(len(seen))]
+    tokenizer.prepare([tokenizer_input(clip) for clip in clips_of], config.seed)
     if any(parameter.requires_grad for parameter in tokenizer.parameters()):
         report = train_tokenizer(
             tokenizer, train, config, folder, init_from=init_from, resume=resume
@@ -137,23 +139,13 @@ def reconstruction_errors(
         error = (tokenizer.standardise(back) - tokenizer.standardise(given)).square().mean(1)
         sums["feature_error"] += float(error.sum())
         if clips.num_features == HUMAN_SIZE:
-            for name, value in _joint_errors(back[0].T.cpu(), rows).items():
-                sums[name] = sums.get(name, 0.0) + float(value.sum())
+            joints, wanted = (recover(part).numpy() for part in (back[0].T.cpu(), rows))
+            for name, root in (("mpjpe_mm", None), ("mpjpe_root_aligned_mm", 0)):
+                sums[name] = sums.get(name, 0.0) + mpjpe(joints, wanted, root=root) * len(rows)
         count += len(rows)
     result = {name: total / count for name, total in sums.items()}
     result["feature_error"] **= 0.5
     return result | {"windows": len(windows), "frames": count}
-
-
-def _joint_errors(features: Tensor, target: Tensor) -> dict[str, Tensor]:
-    """Return the mean distance of joints in every frame, millimetres, in two readings."""
-    joints, wanted = recover(features), recover(target)
-    away = (joints - wanted).norm(dim=-1).mean(dim=-1)
-    aligned = (joints - joints[:, :1]) - (wanted - wanted[:, :1])
-    return {
-        "mpjpe_mm": 1000 * away,
-        "mpjpe_root_aligned_mm": 1000 * aligned.norm(dim=-1).mean(dim=-1),
-    }
 
 
 def _measured_windows(clips: ClipDataset, step: int) -> list[Tensor]:
@@ -170,5 +162,39 @@ def _measured_windows(clips: ClipDataset, step: int) -> list[Tensor]:
     return kept
 
 
-def _clip(clips: ClipDataset, index: int) -> Tensor:
-    return torch.from_numpy(np.ascontiguousarray(clips.clip(index)))[None]
+_TRAINED: dict[str, Any] = {}
+"""Tokenizers that learning checks trained in this process: recipes of one kind share theirs."""
+
+
+def trained_tokenizer(
+    recipe: Recipe, clips: ClipDataset, steps: int, seed: int, *, batch_size: int = 16,
+    learning_rate: float = 2e-3,
+) -> Any:  # fmt: skip
+    """Train a recipe's tokenizer as learning checks do, once per process, settings and clips.
+
+    Args:
+        recipe: Names the tokenizer.
+        clips: Clips of feature frames; only "train" is trained on.
+        steps: Optimiser steps.
+        seed: Seed of weights and batches.
+        batch_size: Windows per step.
+        learning_rate: Peak rate.
+
+    Returns:
+        The tokenizer in eval mode.
+    """
+    settings = {k: v for k, v in recipe.tokenizer.items() if k not in ("train", "path")}
+    data = hashlib.sha256(clips.frames.tobytes() + clips.offsets.tobytes()).hexdigest()
+    key = json.dumps([settings, steps, seed, batch_size, learning_rate, data], sort_keys=True)
+    if key not in _TRAINED:
+        with torch.random.fork_rng(devices=[]), tempfile.TemporaryDirectory() as folder:
+            torch.random.default_generator.manual_seed(seed)
+            tokenizer: Any = build_video_tokenizer(settings)
+            config = TrainConfig(
+                num_steps=steps, batch_size=batch_size, seed=seed, learning_rate=learning_rate,
+                warmup_steps=10, ema_decay=0.0, precision="fp32", progress=False,
+                save_every=10**6,
+            )  # fmt: skip
+            train_motion_tokenizer(tokenizer, clips, config, Path(folder))
+        _TRAINED[key] = tokenizer.eval()
+    return _TRAINED[key]

@@ -35,7 +35,7 @@ from .clips import ClipDataset
 from .motion_augment import FEATURES, GROUPS, augmented, spoiled
 from .optim import learning_rate_at
 from .order import batch_indices, seed_for
-from .text_video import contrastive
+from .text_video import TEMPERATURE, contrastive
 from .tokenizer_stage import save_half
 
 SEEN = GROUPS[-1].stop
@@ -47,7 +47,6 @@ NOTHING = "nothing"
 """Text of what no body does: frozen, shuffled and trembling motions."""
 SPOIL_EVERY = 2
 """Every second clip of a batch is shown once more, spoiled."""
-TEMPERATURE = 0.1
 LEAST_SPREAD = 1e-3
 """Smallest deviation a group of features is divided by; float16 holds it."""
 

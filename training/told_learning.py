@@ -10,7 +10,6 @@ It knows no recipe by name.
 """
 
 import tempfile
-import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,14 +24,14 @@ from ..core.recipe import Recipe, frames_per_block
 from ..core.recipe_sections import LearnsSpec
 from ..core.sampling import item_generator
 from ..models.generator import GenerativeModel
-from ..models.video import VideoRequest, video_blocks
+from ..models.video import VideoRequest, video_values
 from ..tokenizers.video_build import build_video_tokenizer
 from .clip_run import stage_of_clips
 from .clip_stage import encode_clips, leading_actions
 from .clips import ClipDataset
 from .dialogue import dialogue_clips
-from .loop import Trainer
-from .run import initial_model, train_config
+from .learning import trained
+from .run import initial_model
 from .visemes import talking_clips
 
 NUM_CLIPS, NUM_HELD_OUT = 192, 24
@@ -122,19 +121,15 @@ def told_learning_check(
     train, tests = data.only("train"), data.only("held_out")
     tokenizer.measure_features([rearrange(torch.from_numpy(train.frames), "n c -> 1 c n")])
     model = initial_model(recipe, tokenizer, seed)
-    settings: dict[str, Any] = {"seed": seed, "ema_decay": 0.0}
-    settings |= {"precision": "fp32", "progress": False, "save_every": 10**6}
-    config = train_config(recipe, steps, **settings)
     with tempfile.TemporaryDirectory() as folder:
-        values = [encode_clips(tokenizer, part, Path(folder) / "cache") for part in (train, tests)]
-        stage = stage_of_clips(model, tokenizer, train, values[0])
-        before = time.process_time()
-        Trainer(stage, config, Path(folder) / "run").run()
-        seconds = time.process_time() - before
-    model.eval()
-    known, asked = (_told(model, part, v) for part, v in zip((train, tests), values, strict=True))
-    guess = LinearMap(model, *known)
-    drawn = draw_told(model, tests.captions, asked[0], asked[2], seed)
+        values = [encode_clips(tokenizer, part, Path(folder)) for part in (train, tests)]
+    budget = trained(stage_of_clips(model, tokenizer, train, values[0]), steps, seed)
+    names = sorted(set(data.captions))
+    known, asked = (
+        _told(model, part, v, names) for part, v in zip((train, tests), values, strict=True)
+    )
+    guess = LinearMap(model, *known[:2])
+    drawn = draw_told(model, tests.captions, asked[2], seed)
     truth = asked[1]
     if keep is not None:
         keep |= {"model": model, "tokenizer": tokenizer, "clips": tests, "drawn": drawn}
@@ -145,7 +140,7 @@ def told_learning_check(
         kept=_error(_last_kept(truth, _block(model)), truth) if _block(model) > 1 else float("nan"),
         frames=truth.shape[1],
         draws=_draws(model),
-        budget=f"{config.num_steps} steps x {config.batch_size}, {seconds:.0f} s of one CPU core",
+        budget=budget,
     )
 
 
@@ -168,8 +163,9 @@ def _last_kept(truth: Float[Tensor, "clips frames numbers"], block: int) -> Tens
 
 
 def _told(
-    model: GenerativeModel, clips: ClipDataset, values: Float[Tensor, "frames cells channels"]
-) -> tuple[Tensor, Tensor, Tensor]:
+    model: GenerativeModel, clips: ClipDataset, values: Float[Tensor, "frames cells channels"],
+    names: list[str],
+) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     """Split clips of one length into what a recipe is told, and the motion it is to draw.
 
     Returns:
@@ -185,7 +181,6 @@ def _told(
         return told.flatten(2), motion, told
     actions = leading_actions(clips, model.recipe.condition.actions)
     actions = rearrange(actions, "(b f) a -> b f a", b=count)
-    names = sorted(set(clips.captions))
     who = F.one_hot(torch.tensor([names.index(c) for c in clips.captions]), len(names)).float()
     return torch.cat((actions, who[:, None].expand(-1, actions.shape[1], -1)), -1), motion, actions
 
@@ -199,7 +194,7 @@ class LinearMap:
 
     def __init__(
         self, model: GenerativeModel, told: Float[Tensor, "clips frames numbers"],
-        motion: Float[Tensor, "clips frames numbers"], asked: Tensor | None = None,
+        motion: Float[Tensor, "clips frames numbers"],
     ) -> None:  # fmt: skip
         """Fit the map.
 
@@ -207,7 +202,6 @@ class LinearMap:
             model: Its recipe says how long a block is.
             told: What is told in every frame.
             motion: Standardised motion.
-            asked: Unused; what a request would be told.
         """
         self.block = _block(model)
         seen = self._seen(told).double()
@@ -235,14 +229,13 @@ class LinearMap:
 
 @torch.no_grad()
 def draw_told(
-    model: GenerativeModel, captions: list[str], told: Tensor, asked: Tensor, seed: int
+    model: GenerativeModel, captions: list[str], asked: Tensor, seed: int
 ) -> Float[Tensor, "clips frames numbers"]:
     """Draw the motion of clips from what is told, block after block.
 
     Args:
         model: In eval mode.
         captions: One per clip.
-        told: What is told in every frame [clips, frames, numbers]; says how many there are.
         asked: The told tokens [clips, frames, given, channels], or the actions [clips, frames,
             actions].
         seed: Seed of all draws.
@@ -250,18 +243,12 @@ def draw_told(
     Returns:
         The motion, standardised; where the recipe draws, the mean of `DRAWS` draws.
     """
-    given, frames = model.recipe.layout.given, told.shape[1]
+    given, frames = model.recipe.layout.given, asked.shape[1]
     total = torch.zeros(())
     for draw in range(_draws(model)):
         request = VideoRequest(
             captions, [item_generator(seed + draw, item) for item in range(len(captions))], frames,
             actions=None if given else asked, told=asked if given else None,
         )  # fmt: skip
-        blocks = video_blocks(model, request)
-        parts = []
-        for part in range(blocks.num_parts):
-            for _ in blocks.events(part):
-                pass
-            parts.append(blocks.values(part).clone())
-        total = total + torch.cat(parts, 1)[:, :, given:].flatten(2) / _draws(model)
+        total = total + video_values(model, request)[:, :, given:].flatten(2) / _draws(model)
     return total

@@ -1,5 +1,7 @@
 """A cloned driver: found again where it is linear, and driving a dream as its recording did."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -36,6 +38,15 @@ def test_a_linear_driver_is_found_again():
     )
     assert driver(left)[0, 0] > 0.4 and driver(right)[0, 0] < -0.4
     assert driver(left)[0, 1] == 0.0
+
+
+def test_actions_that_were_not_recorded_teach_nothing():
+    clips = recording()
+    actions = clips.actions.copy()
+    actions[5:25] = np.nan
+    driver = clone_driver(replace(clips, actions=actions).only("train"))
+    assert bool(torch.isfinite(driver.weights).all())
+    assert explained(driver, clips.only("test"))[0] > 0.98
 
 
 def test_actions_stay_within_what_was_recorded():

@@ -140,6 +140,9 @@ def test_converted_sets_read_back_and_mirror(archive, tmp_path):
     assert one[:, LEFT_WRIST, 1].std() > 0.1 > one[:, RIGHT_WRIST, 1].std()
     with pytest.raises(DataError, match="frames have 3 features; only the 263"):
         with_mirror(ClipDataset(np.zeros((2, 3), np.float32), np.array([0, 2]), [""], ["train"]))
+    done = np.zeros((len(data.frames), 2), np.float32)
+    with pytest.raises(DataError, match="clips with actions cannot be mirrored"):
+        with_mirror(replace(data, actions=done))
 
 
 def test_slow_rates_are_filled_in_between():

@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 from tests.tiny_motion import TEXTS, tiny_motions
 
-from blockloom.core.errors import DataError, ResourceError
+from blockloom.core.errors import ResourceError
 from blockloom.core.recipe import load_recipe
 from blockloom.tokenizers.motion_base import HUMAN_GROUPS
 from blockloom.tokenizers.video_build import build_video_tokenizer
@@ -26,7 +26,6 @@ from blockloom.training.motion_evaluation import (
     by_metric,
     evaluate_motions,
     evaluator_for,
-    reference_report,
 )
 from blockloom.training.motion_panel import Panel, frechet_floors, joints_of, mean_bones
 from blockloom.training.run import initial_model
@@ -213,16 +212,6 @@ def test_an_evaluator_that_cannot_be_kept_is_still_used(clips, tmp_path, caplog)
     assert encoder.weights_hash() == evaluator_for(clips, tmp_path, settings, "x").weights_hash()
     with pytest.raises(ResourceError, match="cannot write evaluator judge"):
         evaluator_for(clips, tmp_path, replace(settings, evaluator=blocked / "judge"), "rules")
-
-
-def test_the_worth_of_an_evaluator_is_told_without_a_model(clips):
-    encoder = train_text_motion(clips.only("train"), 60, 20, **SIZES)
-    result = reference_report(clips, encoder)
-    line = result["table"]["r_precision_top_1"]
-    assert line["real_held_out"]["value"] >= 0.9 and line["chance"] == pytest.approx(0.2)
-    assert result["evaluator"] == encoder.name
-    with pytest.raises(DataError, match="training split"):
-        reference_report(clips.only("train"), encoder)
 
 
 def test_a_panel_measures_bodies_by_hand(clips):

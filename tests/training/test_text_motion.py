@@ -63,6 +63,9 @@ def test_mirrored_features_are_those_of_the_mirrored_text():
     left, right = (torch.from_numpy(tiny_features(text, 20, seed=3)) for text in TEXTS[2:4])
     assert mirrored_text(TEXTS[2]) == TEXTS[3]
     assert mirrored_text("the leftmost right hand") == "the leftmost left hand"
+    assert mirrored_text("Left arm, then RIGHT") == "Right arm, then Left"
+    assert mirrored_text("turn clockwise") == "turn counterclockwise"
+    assert mirrored_text("Counterclockwise") == "Clockwise"
     assert torch.allclose(mirrored(left), right, atol=2e-3)
     assert not torch.allclose(left, right, atol=2e-3)
 

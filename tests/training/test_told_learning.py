@@ -8,10 +8,12 @@ from blockloom.models.generator import GenerativeModel
 from blockloom.training.told_learning import (
     LinearMap,
     _last_kept,
+    _told,
     draw_told,
     is_told,
     told_learning_check,
 )
+from blockloom.training.visemes import talking_clips
 
 TINY = ["backbone.dim=32", "backbone.layers=1", "backbone.heads=2", "head.width=16"]
 
@@ -63,12 +65,12 @@ def test_motion_is_drawn_from_what_is_told_alone(name):
     given, numbers = spec.layout.given, spec.condition.actions
     shape = (2, frames, given, model.config.latent_channels) if given else (2, frames, numbers)
     asked = torch.randn(shape, generator=rng)
-    drawn = draw_told(model, ["speaker ada"] * 2, asked.flatten(2), asked, 0)
+    drawn = draw_told(model, ["speaker ada"] * 2, asked, 0)
     assert drawn.shape == (2, frames, model.config.latent_channels)
-    assert torch.equal(drawn, draw_told(model, ["speaker ada"] * 2, asked.flatten(2), asked, 0))
+    assert torch.equal(drawn, draw_told(model, ["speaker ada"] * 2, asked, 0))
     changed = asked.clone()
     changed[:, -1] += 1
-    other = draw_told(model, ["speaker ada"] * 2, changed.flatten(2), changed, 0)
+    other = draw_told(model, ["speaker ada"] * 2, changed, 0)
     before = frames - 10 if given else frames - 1
     assert torch.equal(drawn[:, :before], other[:, :before])
     assert not torch.equal(drawn[:, before:], other[:, before:])
@@ -83,3 +85,16 @@ def test_a_few_steps_already_leave_the_mean_pose_behind():
     assert report.value < 0.8 * report.still and report.kept != report.kept
     assert report.spec().budget.startswith("50 steps x 16")
     assert "mean pose held" in report.spec().drawn
+
+
+def test_speakers_have_one_number_in_training_and_held_out_clips():
+    """Both sets are told speakers by the same names, although held-out clips lack some of them."""
+    clips = talking_clips(6, 2, 0)
+    names = sorted(set(clips.captions))
+    assert set(clips.only("held_out").captions) < set(names)
+    model = model_of("motion/faceformer")
+    some = clips.only("held_out")
+    values = torch.zeros(len(some.frames), 1, model.config.latent_channels)
+    told = _told(model, some, values, names)[0]
+    who = told[:, 0, -len(names) :]
+    assert [names[row.argmax()] for row in who] == some.captions and bool((who.sum(1) == 1).all())
