@@ -204,8 +204,8 @@ def clip_model_stage(
     Raises:
         DataError: No clip is as long as a window.
     """
-    train = clips.only("train")
-    return stage_of_clips(model, tokenizer, train, encode_clips(tokenizer, train, cache))
+    used = clips.only(split)
+    return stage_of_clips(model, tokenizer, used, encode_clips(tokenizer, used, cache))
 
 
 def stage_of_clips(

@@ -136,6 +136,21 @@ def test_items_are_windows_and_the_mask_is_checked_on_them(archive, tmp_path):
     assert float(loss.detach()) == pytest.approx(1.0, rel=0.1)
 
 
+def test_each_split_is_encoded_from_its_own_clips(tmp_path):
+    recipe = tiny_recipe(PATCH)
+    tokenizer = build_video_tokenizer(dict(recipe.tokenizer)).eval()
+    clips = physics_clips(4, 2, seed=0, num_frames=4, size=8)
+    model = build_model(recipe, tokenizer)
+    for split, count in (("train", 4), ("held_out", 2)):
+        stage = clip_model_stage(model, tokenizer, clips, tmp_path, split)
+        assert len(stage.values) == 2 * count  # windows of three of four frames
+        first = clips.only(split).window(torch.tensor([0]), 3).pixels()
+        item = stage.values[torch.tensor([0])]
+        torch.testing.assert_close(item, tokenizer.encode(first).flatten(1, 2))
+        ids = model.text_encoder.tokenize(clips.only(split).captions[:1])
+        assert torch.equal(stage.prompt_ids[torch.tensor([0])], ids)
+
+
 def test_clips_that_do_not_fit_the_recipe_are_refused(archive, tmp_path):
     tokenizer = build_video_tokenizer(dict(tiny_recipe().tokenizer)).eval()
     with pytest.raises(DataError, match=r"are 4 ids; set condition\.actions to 4"):
