@@ -12,7 +12,7 @@ too where bones keep their lengths.
 """
 
 import logging
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -24,13 +24,13 @@ from .bvh import POSITIONS, ROTATIONS, Bvh, BvhJoint
 from .clip import Motion, fk_error, motion_world_rotations
 from .names import name_parts
 from .rotations import (
-    about_axis,
     angle_of,
     check_order,
     euler_from_quaternion,
     identity,
     inverse,
     multiply,
+    quaternion_from_euler,
     rotate,
 )
 from .skeleton import Skeleton, local_rotations
@@ -134,15 +134,14 @@ def _channels(bvh: Bvh) -> tuple[list[Tensor], list[Tensor]]:
     is_added = all(not bool(part.any()) for part in moving)
     turns, shifts = [], []
     for number, (joint, column) in enumerate(zip(bvh.joints, bvh.columns(), strict=True)):
-        turn = identity(len(values), like=values)
+        own = values[:, column]
+        order = "".join(name[0] for name in joint.channels if name in ROTATIONS)
+        angles = own[:, [name in ROTATIONS for name in joint.channels]]
+        turns.append(quaternion_from_euler(angles, order))
         shift = values.new_tensor(joint.offset).repeat(len(values), 1)
-        for name, row in zip(joint.channels, values[:, column].T, strict=True):
-            axis = "XYZ".index(name[0])
-            if name in ROTATIONS:
-                turn = multiply(turn, about_axis(name[0], torch.deg2rad(row)))
-            elif number == 0 or not is_added:
-                shift[:, axis] = row
-        turns.append(turn)
+        for name, row in zip(joint.channels, own.T, strict=True):
+            if name in POSITIONS and (number == 0 or not is_added):
+                shift[:, "XYZ".index(name[0])] = row
         shifts.append(shift)
     return turns, shifts
 
@@ -185,11 +184,17 @@ def _frames_per_second(frame_time: float) -> float:
 
 @dataclass(frozen=True)
 class _Node:
-    """A joint of the file to be: which joint it is or leads to, and what it turns with."""
+    """A joint of the file to be.
+
+    Attributes:
+        joint: As it is written.
+        turn: [frames, 4], what it turns with, in the world.
+        shift: [frames, 3], its place in its parent, or None where that stays as it is.
+    """
 
     joint: BvhJoint
     turn: Tensor
-    shift: Tensor
+    shift: Tensor | None
 
 
 def motion_to_bvh(
@@ -224,7 +229,7 @@ def motion_to_bvh(
     columns = []
     for node in nodes:
         parent = node.joint.parent
-        if set(node.joint.channels) & set(POSITIONS):
+        if node.shift is not None:
             columns.append(node.shift / scale)
         if node.joint.channels:
             base = nodes[parent].turn if parent >= 0 else identity(like=node.turn)
@@ -253,7 +258,7 @@ def _nodes(
         moved = POSITIONS if shift is not None else ()
         channels = () if is_end else (*moved, *rotations)
         joint = BvhJoint("" if is_end else name, parent, (x, y, z), channels, is_end)
-        nodes.append(_Node(joint, turn, turn[:, 1:] if shift is None else shift))
+        nodes.append(_Node(joint, turn, shift))
         return len(nodes) - 1
 
     todo = [(0, -1)]
@@ -293,8 +298,3 @@ def _continuous(angles: np.ndarray) -> np.ndarray:
         near = [turn - 360 * np.round((turn - before) / 360) for turn in (own, other)]
         result[frame] = min(near, key=lambda turn: float(np.abs(turn - before).sum()))
     return result
-
-
-def skeleton_of(bvh: Bvh, scale: float | None = None) -> Skeleton:
-    """Return the body of a BVH object, see `bvh_to_motion`."""
-    return bvh_to_motion(replace(bvh, values=bvh.values[:1]), scale).skeleton

@@ -130,16 +130,25 @@ def _numpy(values: Tensor) -> NDArray[np.float32]:
     return values.detach().cpu().to(torch.float32).numpy()
 
 
+def known_rotations(motion: Motion) -> Tensor:
+    """Return a clip's rotations, float64 [frames, joints, 4], of length 1.
+
+    Raises:
+        DataError: It has none.
+    """
+    _, rotations = motion.tensors()
+    if rotations is None:
+        raise DataError("this motion has places only; `ik.solve` finds rotations for them")
+    return rotations
+
+
 def motion_world_rotations(motion: Motion) -> Tensor:
     """Return world rotations against the rest pose, float64 [frames, joints, 4].
 
     Raises:
         DataError: The clip has no rotations.
     """
-    _, rotations = motion.tensors()
-    if rotations is None:
-        raise DataError("this motion has places only; `ik.solve` finds rotations for them")
-    return world_rotations(motion.skeleton, rotations)
+    return world_rotations(motion.skeleton, known_rotations(motion))
 
 
 def fk_error(motion: Motion) -> tuple[float, float]:
@@ -148,9 +157,7 @@ def fk_error(motion: Motion) -> tuple[float, float]:
     Raises:
         DataError: The clip has no rotations.
     """
-    joints, rotations = motion.tensors()
-    if rotations is None:
-        raise DataError("this motion has places only; `ik.solve` finds rotations for them")
+    rotations, (joints, _) = known_rotations(motion), motion.tensors()
     placed = forward_kinematics(motion.skeleton, rotations, joints[:, 0])
     return distance_mm(placed, joints)
 

@@ -162,10 +162,18 @@ def _unwrapped(forward: Tensor) -> Tensor:
     return torch.from_numpy(np.unwrap(angle.numpy()))
 
 
-def start_of(motion: Motion, smoothing_seconds: float = SMOOTHING_SECONDS) -> Start:
-    """Return where a clip starts: what `recover` needs to put it back into the world."""
-    root = motion.joints[0, 0].astype(float)
-    return Start(root[0], root[2], float(headings(motion, smoothing_seconds)[0]))
+def start_of(
+    motion: Motion, frame: int = 0, *, smoothing_seconds: float = SMOOTHING_SECONDS
+) -> Start:
+    """Return where a clip stands in a frame: what `recover` needs to put it back from there on.
+
+    Args:
+        motion: The clip.
+        frame: Which frame.
+        smoothing_seconds: See `headings`.
+    """
+    root = motion.joints[frame, 0].astype(float)
+    return Start(root[0], root[2], float(headings(motion, smoothing_seconds)[frame]))
 
 
 def motion_features(

@@ -19,9 +19,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..core.errors import DataError, UsageError
-from .clip import Motion
+from ..core.errors import UsageError
+from .clip import Motion, known_rotations
 from .look import COLORS, Side, bone_radius, bones_of, head_of, height_of, side_of
+from .rotations import align_signs
 from .skeleton import Skeleton
 
 EXTRAS_KEY = "blockloom"
@@ -80,14 +81,9 @@ def encode_glb(
 
 def _checked_rotations(motion: Motion) -> NDArray[np.float32]:
     """Return unit rotations [frames, joints, 4] in glTF's order x, y, z, w, without sign flips."""
-    if motion.rotations is None:
-        raise DataError("this motion has places only; a GLB needs rotations (ik.solve finds them)")
-    turned = motion.rotations.astype(np.float64)
-    turned /= np.linalg.norm(turned, axis=-1, keepdims=True)
     # Neighbours on opposite sides of the sphere would make some viewers turn the long way round.
-    flips = np.where((turned[1:] * turned[:-1]).sum(-1) < 0, -1.0, 1.0)
-    turned[1:] *= np.cumprod(flips, axis=0)[..., None]
-    return turned[..., [1, 2, 3, 0]].astype(np.float32)
+    turned = align_signs(known_rotations(motion))
+    return turned[..., [1, 2, 3, 0]].numpy().astype(np.float32)
 
 
 class _Scene:

@@ -16,7 +16,6 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from .clip import distance_mm
 from .rotations import (
     angle_of,
     between,
@@ -27,7 +26,7 @@ from .rotations import (
     slerp,
     unit,
 )
-from .skeleton import Skeleton, forward_kinematics, local_rotations, world_rotations
+from .skeleton import Skeleton, local_rotations, world_rotations
 
 _NEAR_OPPOSITE = -0.9
 """Cosine below which a bone is so close to opposite its rest direction that the shortest turn
@@ -161,15 +160,3 @@ def swing_to(
         turned.append(unit(multiply(swing, world[:, joint])))
         places.append(start + rotate(turned[joint], offsets[joint]))
     return torch.stack(turned, dim=1), torch.stack(places, dim=1)
-
-
-def solve_error(
-    skeleton: Skeleton,
-    joints: Float[Tensor, "frames joints 3"],
-    rotations: Float[Tensor, "frames joints 4"],
-) -> tuple[float, float]:
-    """Return mean and largest distance in millimetres that forward kinematics leaves.
-
-    It is 0 up to rounding where the bones of `joints` have the skeleton's lengths.
-    """
-    return distance_mm(forward_kinematics(skeleton, rotations, joints[:, 0]), joints)

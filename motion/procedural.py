@@ -52,7 +52,7 @@ class _Controls:
 
     Attributes:
         path: Way over the floor.
-        cadence: Strides per second; 0 keeps both feet where the path starts.
+        cadence: Strides per second; 0 takes both feet along the path without a step.
         stance: Part of a stride in which a foot stands.
         swing: How high a foot is lifted.
         crouch: How far the pelvis is lower than standing.
@@ -405,14 +405,11 @@ def _foot(
         amount = (distance / 0.3).clamp(max=1)  # feet that go nowhere stay down
         place = torch.lerp(start, end, ratio[:, None])
         heading = torch.lerp(turned, next_turned, ratio)
-        lifted = torch.sin(
-            math.pi * ((phase - controls.stance) / (1 - controls.stance)).clamp(0, 1)
-        )
-        up = up + controls.swing * amount * lifted
+        up = up + controls.swing * amount * torch.sin(math.pi * through)
         late = _ease((phase - 0.6 * controls.stance) / (0.4 * controls.stance))
         pitch = pitch + 0.75 * amount * (late - _ease((phase - controls.stance) / 0.25))
     else:
-        place, heading = plant(time if controls.path is not _stay else torch.zeros_like(time))
+        place, heading = plant(time)
     turn = multiply(about_axis("Y", heading), about_axis("X", pitch))
     ball = torch.stack([place[:, 0], up, place[:, 1]], dim=-1)
     foot = torch.as_tensor(HUMAN22.offsets[HUMAN22.index("left_foot")].copy())

@@ -15,8 +15,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from .clip import Motion
-from .features import Start, advance, headings
+from .features import Start, advance
 
 REACH = 10
 """Frames over which an error at a border is let go: half a second at 20 fps."""
@@ -57,12 +56,6 @@ def take_out(
     wanted = error.to(torch.float64).clone()
     wanted[:3] = 0
     return features + fading(first, len(features), reach)[:, None] * wanted
-
-
-def start_at(motion: Motion, frame: int) -> Start:
-    """Return where a clip stands in one of its frames."""
-    root = motion.joints[frame, 0].astype(float)
-    return Start(root[0], root[2], float(headings(motion)[frame]))
 
 
 def arriving(

@@ -108,21 +108,6 @@ class Skeleton:
         """Return the joints that hang on one joint, in order."""
         return [child for child, parent in enumerate(self.parents) if parent == joint]
 
-    @property
-    def leg_length(self) -> float:
-        """Length in metres of the longer chain from the root to a foot; 0 without feet.
-
-        Scales how far a body moves when a motion goes to a body of another size.
-        """
-        lengths = np.linalg.norm(self.offsets, axis=-1)
-        chains = [0.0]
-        for joint in self.indices(self.feet):
-            chains.append(0.0)
-            while joint > 0:
-                chains[-1] += float(lengths[joint])
-                joint = self.parents[joint]
-        return max(chains)
-
     def rest_joints(self) -> Float[np.ndarray, "joints 3"]:
         """Return the places of all joints in the rest pose, float64, metres."""
         places = self.offsets.copy()
@@ -250,29 +235,6 @@ def local_rotations(
     return torch.cat([world[..., :1, :], local], dim=-2)
 
 
-def place_joints(
-    skeleton: Skeleton,
-    world: Float[Tensor, "*batch joints 4"],
-    root: Float[Tensor, "*batch 3"],
-    offsets: Float[Tensor, "*batch joints 3"] | None = None,
-) -> Float[Tensor, "*batch joints 3"]:
-    """Place the joints of world rotations.
-
-    Args:
-        skeleton: The body.
-        world: Unit quaternions, see the top of this file.
-        root: Place of joint 0, metres.
-        offsets: Bones other than the skeleton's, broadcast over frames, or None.
-    """
-    if offsets is None:
-        offsets = torch.as_tensor(skeleton.offsets.copy(), dtype=world.dtype, device=world.device)
-    bones = rotate(world, offsets)
-    places = [root]
-    for joint in range(1, len(skeleton)):
-        places.append(places[skeleton.parents[joint]] + bones[..., joint, :])
-    return torch.stack(places, dim=-2)
-
-
 def forward_kinematics(
     skeleton: Skeleton,
     rotations: Float[Tensor, "*batch joints 4"],
@@ -289,4 +251,10 @@ def forward_kinematics(
     Returns:
         Joint places in metres, dtype of the rotations.
     """
-    return place_joints(skeleton, world_rotations(skeleton, rotations), root)
+    world = world_rotations(skeleton, rotations)
+    offsets = torch.as_tensor(skeleton.offsets.copy(), dtype=world.dtype, device=world.device)
+    bones = rotate(world, offsets)
+    places = [root]
+    for joint in range(1, len(skeleton)):
+        places.append(places[skeleton.parents[joint]] + bones[..., joint, :])
+    return torch.stack(places, dim=-2)

@@ -20,7 +20,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from .conv import GridAttention
+from .conv import GridAttention, start_at_zero
 
 
 class Tape:
@@ -149,8 +149,7 @@ class CausalResidual(nn.Module):
         self.conv_in = CausalConv(width, width)
         self.norm_out = PixelNorm(width)
         self.conv_out = CausalConv(width, width)
-        for parameter in self.conv_out.parameters():
-            nn.init.zeros_(parameter)
+        start_at_zero(self.conv_out)
 
     def forward(
         self, frames: Float[Tensor, "batch frames width height columns"], tape: Tape | None = None
@@ -248,7 +247,7 @@ class CausalEncoder(nn.Module):
         self.layers = nn.ModuleList(layers)
         self.norm = PixelNorm(widths[-1])
         self.head = CausalConv(widths[-1], out_channels, 1, time_kernel=1)
-        _name_slots(self)
+        name_slots(self)
 
     def forward(
         self, frames: Float[Tensor, "batch frames 3 height width"], tape: Tape | None = None
@@ -303,7 +302,7 @@ class CausalDecoder(nn.Module):
             self.smooth.append(CausalConv(finer, finer, time_kernel=1))
             width = finer
         self.head = CausalConv(width, 3, time_kernel=1)
-        _name_slots(self)
+        name_slots(self)
 
     def forward(
         self,
@@ -331,7 +330,8 @@ def _layers(width: int, depth: int, grid: tuple[int, int] | None) -> list[nn.Mod
     return layers
 
 
-def _name_slots(network: nn.Module) -> None:
+def name_slots(network: nn.Module) -> None:
+    """Give every layer of a network that keeps inputs on a tape its name there."""
     for name, module in network.named_modules():
-        if isinstance(module, CausalConv):
+        if hasattr(module, "slot"):
             module.slot = name

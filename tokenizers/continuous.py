@@ -166,13 +166,29 @@ def channel_statistics(
     Raises:
         ValueError: No tokens.
     """
+    mean, variance = mean_and_variance(batches, "measure_latents", "items")
+    return mean, variance.sqrt().clamp_min(1e-3)
+
+
+def mean_and_variance(
+    batches: Iterable[Float[Tensor, "_ channels"]], name: str, items: str
+) -> tuple[Float[Tensor, " channels"], Float[Tensor, " channels"]]:
+    """Measure mean and variance of every channel in one pass, in float64.
+
+    Args:
+        batches: Rows of numbers; at least one row.
+        name: Who measures, for the message.
+        items: What is measured, for the message.
+
+    Raises:
+        ValueError: No rows.
+    """
     count, total, squares = 0, torch.zeros(()), torch.zeros(())
     for batch in batches:
-        tokens = batch.double()
-        count += len(tokens)
-        total, squares = total + tokens.sum(0), squares + tokens.square().sum(0)
+        rows = batch.double()
+        count += len(rows)
+        total, squares = total + rows.sum(0), squares + rows.square().sum(0)
     if not count:
-        raise ValueError("measure_latents got 0 items; it needs at least 1")
+        raise ValueError(f"{name} got 0 {items}; it needs at least 1")
     mean = total / count
-    deviation = (squares / count - mean.square()).clamp_min(1e-12).sqrt()
-    return mean, deviation.clamp_min(1e-3)
+    return mean, (squares / count - mean.square()).clamp_min(0)

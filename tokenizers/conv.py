@@ -32,7 +32,7 @@ class ResidualConv(nn.Module):
         self.norm = nn.GroupNorm(8, width)
         self.conv_in = nn.Conv2d(width, width, 3, padding=1)
         self.conv_out = nn.Conv2d(width, width, 3, padding=1)
-        _start_at_zero(self.conv_out)
+        start_at_zero(self.conv_out)
 
     def forward(
         self, features: Float[Tensor, "batch width height columns"]
@@ -63,8 +63,8 @@ class GridAttention(nn.Module):
         self.feed_in = nn.Linear(width, expansion * width)
         self.feed_out = nn.Linear(expansion * width, width)
         nn.init.normal_(self.position, std=0.02)
-        _start_at_zero(self.to_out)
-        _start_at_zero(self.feed_out)
+        start_at_zero(self.to_out)
+        start_at_zero(self.feed_out)
 
     def forward(
         self, features: Float[Tensor, "batch width height columns"]
@@ -179,6 +179,7 @@ class ConvDecoder(nn.Module):
         return self.head(features)
 
 
-def _start_at_zero(layer: nn.Module) -> None:
+def start_at_zero(layer: nn.Module) -> None:
+    """Set all parameters of a layer to 0, so that the branch it ends adds nothing at first."""
     for parameter in layer.parameters():
         nn.init.zeros_(parameter)

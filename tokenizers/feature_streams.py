@@ -3,6 +3,8 @@
 For scenes with several things that go on side by side, such as what two people say and how they
 move. Nothing is compressed; streams narrower than the widest are filled up with zeros. It does not
 know what the streams mean.
+
+A frame of one stream is feature_frames.py, on the same base.
 """
 
 from collections.abc import Sequence
@@ -21,7 +23,7 @@ from .untrained import PlainError
 from .video_base import Features
 
 
-class FeatureStreamTokenizer(PlainError, ModelMixin, ConfigMixin, FeatureTokenizer):
+class PlainFeatureTokenizer(PlainError, ModelMixin, ConfigMixin, FeatureTokenizer):
     """Feature frames as one row of tokens with mean 0 and deviation 1; nothing is lost or learned.
 
     Attributes:
@@ -32,31 +34,7 @@ class FeatureStreamTokenizer(PlainError, ModelMixin, ConfigMixin, FeatureTokeniz
     temporal_stride = 1
     num_codebooks = 0
     codebook_size = 0
-
-    @register_to_config
-    def __init__(self, streams: Sequence[int] = (1, 1)):
-        """Make room for the mean and the deviations, which `measure_features` sets.
-
-        Args:
-            streams: Numbers of every stream of a frame.
-
-        Raises:
-            ValueError: no streams, or an empty one.
-        """
-        super().__init__()
-        if not streams or min(streams) < 1:
-            raise ValueError(
-                f"streams {list(streams)} must be one or more numbers from 1 on; try [4, 6]"
-            )
-        self.streams = tuple(streams)
-        self._set_features(sum(streams), None)
-        self.latent_channels = max(streams)
-        self.grid = (1, len(streams))
-
-    @property
-    def groups(self) -> list[int]:
-        """Every feature has a deviation of its own."""
-        return [1] * self.features
+    streams: tuple[int, ...]
 
     def encode_step(
         self, frames: Float[Tensor, "batch features 1"], features: Features, is_first: bool
@@ -84,3 +62,30 @@ class FeatureStreamTokenizer(PlainError, ModelMixin, ConfigMixin, FeatureTokeniz
         """
         parts = [values[:, 0, index, :size] for index, size in enumerate(self.streams)]
         return self.restore(torch.cat(parts, 1)[..., None]), {}
+
+    def _set_streams(self, streams: Sequence[int], groups: Sequence[int] | None) -> None:
+        self._set_features(sum(streams), groups)
+        self.streams = tuple(streams)
+        self.latent_channels = max(streams)
+        self.grid = (1, len(streams))
+
+
+class FeatureStreamTokenizer(PlainFeatureTokenizer):
+    """Several streams; every feature has a deviation of its own."""
+
+    @register_to_config
+    def __init__(self, streams: Sequence[int] = (1, 1)):
+        """Make room for the mean and the deviations, which `measure_features` sets.
+
+        Args:
+            streams: Numbers of every stream of a frame.
+
+        Raises:
+            ValueError: no streams, or an empty one.
+        """
+        super().__init__()
+        if not streams or min(streams) < 1:
+            raise ValueError(
+                f"streams {list(streams)} must be one or more numbers from 1 on; try [4, 6]"
+            )
+        self._set_streams(streams, None)

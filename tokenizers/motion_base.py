@@ -19,6 +19,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from .continuous import mean_and_variance
 from .video_steps import SteppedTokenizer
 
 HUMAN_GROUPS = (1, 2, 1, 63, 126, 66, 4)
@@ -31,12 +32,14 @@ class FeatureTokenizer(SteppedTokenizer):
 
     Attributes:
         features: Numbers of a frame.
+        groups: Sizes of the groups of features that share a deviation.
         feature_mean: Mean of every feature, float [features, 1].
         feature_std: Deviation of every feature's group, float [features, 1].
     """
 
     frame_size = (1, 1)  # a frame has features and no sides
     features: int
+    groups: list[int]
     feature_mean: Tensor
     feature_std: Tensor
 
@@ -57,15 +60,6 @@ class FeatureTokenizer(SteppedTokenizer):
                 f"[batch, {self.features}, frames]"
             )
 
-    def num_latents(self, num_frames: int) -> int:
-        """Return the latent frames of a clip.
-
-        Raises:
-            ValueError: A number of frames that steps do not fill.
-        """
-        self._check_frames(num_frames)
-        return num_frames // self.step_frames
-
     def num_frames(self, num_latents: int) -> int:
         """Return the feature frames that so many latent frames decode to."""
         return num_latents * self.step_frames
@@ -80,17 +74,13 @@ class FeatureTokenizer(SteppedTokenizer):
         Raises:
             ValueError: No clips, or clips of another number of features.
         """
-        count, total, squares = 0, torch.zeros(()), torch.zeros(())
-        for clips in batches:
+
+        def known_rows(clips: Tensor) -> Tensor:
             self.check_input(clips)
-            rows = rearrange(clips.double().cpu(), "b n f -> (b f) n")
-            rows = rows[rows.isfinite().all(dim=1)]
-            count += len(rows)
-            total, squares = total + rows.sum(0), squares + rows.square().sum(0)
-        if not count:
-            raise ValueError("measure_features got 0 clips; it needs at least 1")
-        mean = total / count
-        variance = (squares / count - mean.square()).clamp_min(0)
+            rows = rearrange(clips.cpu(), "b n f -> (b f) n")
+            return rows[rows.isfinite().all(dim=1)]
+
+        mean, variance = mean_and_variance(map(known_rows, batches), "measure_features", "clips")
         shared = [part.mean().expand(len(part)) for part in variance.split(self.groups)]
         # A group that never moves would be blown up by its own rounding error.
         deviation = torch.cat(shared).sqrt().clamp_min(1e-4)
@@ -108,11 +98,6 @@ class FeatureTokenizer(SteppedTokenizer):
             ValueError: As `measure_features`.
         """
         self.measure_features(clips)
-
-    @property
-    def groups(self) -> list[int]:
-        """Sizes of the groups of features."""
-        return list(self.config["groups"] or [1] * self.features)
 
     def standardise(
         self, frames: Float[Tensor, "batch features frames"]
@@ -135,6 +120,7 @@ class FeatureTokenizer(SteppedTokenizer):
                 f"from 1 on that hold {features}; for one group per feature leave them out"
             )
         self.features = features
+        self.groups = list(groups or [1] * features)
         module = cast(nn.Module, self)  # every tokenizer is one
         module.register_buffer("feature_mean", torch.zeros(features, 1))
         module.register_buffer("feature_std", torch.ones(features, 1))
@@ -181,7 +167,7 @@ def motion_errors(
     """
     error = F.smooth_l1_loss(frames, target, reduction="none")
     pace = F.smooth_l1_loss(frames.diff(dim=2), target.diff(dim=2), reduction="none")
-    return _mean(weights * error, is_known), _mean(weights * pace, is_known[:, 1:])
+    return known_mean(weights * error, is_known), known_mean(weights * pace, is_known[:, 1:])
 
 
 def drift_error(
@@ -201,9 +187,12 @@ def drift_error(
     if not summed:
         return frames.new_zeros(())
     sums = (frames[:, :summed] - target[:, :summed]).cumsum(dim=2)
-    return _mean(F.smooth_l1_loss(sums, torch.zeros_like(sums), reduction="none"), is_known)
+    return known_mean(F.smooth_l1_loss(sums, torch.zeros_like(sums), reduction="none"), is_known)
 
 
-def _mean(errors: Tensor, is_known: Tensor) -> Tensor:
+def known_mean(
+    errors: Float[Tensor, "batch channels frames"], is_known: Bool[Tensor, "batch frames"]
+) -> Float[Tensor, ""]:
+    """Average over channels and the frames that count; 0 where none does."""
     counted = errors.mean(dim=1) * is_known
     return counted.sum() / is_known.sum().clamp_min(1)

@@ -48,13 +48,18 @@ class MotionCodeTokenizer(MotionAutoencoder):
         parts = [self._steps(clip.to(self.feature_mean)) for clip in clips]
         frames = rearrange(torch.cat(parts), "f (c s) -> f c s", s=self.step_frames)
         latents = rearrange(self.encoder.linear(frames), "f k 1 -> 1 f k")
-        with torch.random.fork_rng(devices=[]):
-            torch.random.default_generator.manual_seed(seed)
-            self.cluster(latents.float())
+        self.cluster(latents.float(), torch.Generator().manual_seed(seed))
 
     @abstractmethod
-    def cluster(self, latents: Float[Tensor, "1 latents channels"]) -> None:
-        """Set the entries to means of clusters of latents."""
+    def cluster(
+        self, latents: Float[Tensor, "1 latents channels"], generator: torch.Generator
+    ) -> None:
+        """Set the entries to means of clusters of latents.
+
+        Args:
+            latents: float32.
+            generator: CPU generator of the latents that clusters start from.
+        """
 
     @abstractmethod
     def quantize(
@@ -96,6 +101,8 @@ class MotionCodeTokenizer(MotionAutoencoder):
         # Autocast would round distances to bfloat16, so it is off here.
         with torch.autocast(latents.device.type, enabled=False):
             quantized, codes, extra = self.quantize(latents, is_known, generator)
+        if not bool(is_known.any()):
+            extra = torch.zeros_like(extra)  # the library takes the mean of nothing
         used = codes[..., 0][is_known].unique().numel() / self.codebook_size
         metrics = {"quantizer": float(extra.detach()), "codes_used": used}
         return rearrange(quantized, "b f c -> b c f"), extra, metrics
@@ -221,9 +228,11 @@ class MotionVQTokenizer(MotionCodeTokenizer):
         quantized, codes, extra = self.quantizer(latents, mask=is_known)
         return quantized, codes[..., None], extra.sum()
 
-    def cluster(self, latents: Float[Tensor, "1 latents channels"]) -> None:
+    def cluster(
+        self, latents: Float[Tensor, "1 latents channels"], generator: torch.Generator
+    ) -> None:
         """Set the entries to means of clusters of latents."""
-        cluster_entries(self.quantizer, latents)
+        cluster_entries(self.quantizer, latents, generator)
 
     def lookup(self, codes: Int[Tensor, "batch latents 1"]) -> Tensor:
         """Turn codes into codebook entries."""
@@ -325,10 +334,12 @@ class MotionRVQTokenizer(MotionCodeTokenizer):
         )
         return quantized, codes, extra.sum()
 
-    def cluster(self, latents: Float[Tensor, "1 latents channels"]) -> None:
+    def cluster(
+        self, latents: Float[Tensor, "1 latents channels"], generator: torch.Generator
+    ) -> None:
         """Set the entries of every level to means of clusters of what those before left over."""
         for layer in self.quantizer.layers:
-            latents = latents - cluster_entries(layer, latents)
+            latents = latents - cluster_entries(layer, latents, generator)
 
     def lookup(self, codes: Int[Tensor, "batch latents levels"]) -> Tensor:
         """Add the entries of all levels; an absent one adds nothing."""
@@ -336,20 +347,26 @@ class MotionRVQTokenizer(MotionCodeTokenizer):
 
 
 def cluster_entries(
-    quantizer: VectorQuantize, latents: Float[Tensor, "1 latents channels"], rounds: int = 15
+    quantizer: VectorQuantize,
+    latents: Float[Tensor, "1 latents channels"],
+    generator: torch.Generator,
+    rounds: int = 15,
 ) -> Float[Tensor, "1 latents channels"]:
     """Set the entries of a codebook to means of clusters, by Lloyd's algorithm.
 
     Args:
         quantizer: Its entries, their average counts and sums are set.
         latents: float32; where they are fewer than entries, some entries stay equal to a latent.
+        generator: CPU generator of the latents that clusters start from.
         rounds: Rounds of assignment and means.
 
     Returns:
         The entry of every latent.
     """
     rows, book = latents[0], quantizer._codebook
-    order = torch.randperm(len(rows)).repeat(-(-book.codebook_size // len(rows)))
+    order = torch.randperm(len(rows), generator=generator).repeat(
+        -(-book.codebook_size // len(rows))
+    )
     entries = rows[order[: book.codebook_size]].clone()
     for _ in range(rounds):
         nearest = torch.cdist(rows, entries).argmin(dim=1)

@@ -23,7 +23,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from .causal_conv import Tape
+from .causal_conv import Tape, name_slots
+from .conv import start_at_zero
 
 
 class MotionConv(nn.Module):
@@ -103,7 +104,7 @@ class MotionResidual(nn.Module):
         self.norm_out = FrameNorm(width)
         self.dropout = nn.Dropout(dropout)
         self.conv_out = MotionConv(width, width, kernel=1)
-        _start_at_zero(self.conv_out)
+        start_at_zero(self.conv_out)
 
     def forward(
         self, frames: Float[Tensor, "batch width frames"], tape: Tape | None = None
@@ -165,8 +166,8 @@ class MotionEncoder(nn.Module):
         self.layers = nn.ModuleList(layers)
         self.norm = FrameNorm(width)
         self.head = MotionConv(width, out_channels, kernel=1)
-        _start_at_zero(self.head)
-        _name_slots(self)
+        start_at_zero(self.head)
+        name_slots(self)
 
     def forward(
         self, frames: Float[Tensor, "batch features frames"], tape: Tape | None = None
@@ -211,8 +212,8 @@ class MotionDecoder(nn.Module):
         self.layers = nn.ModuleList(layers)
         self.norm = FrameNorm(width)
         self.head = MotionConv(width, features)
-        _start_at_zero(self.head)
-        _name_slots(self)
+        start_at_zero(self.head)
+        name_slots(self)
 
     def forward(
         self, latents: Float[Tensor, "batch channels latents"], tape: Tape | None = None
@@ -223,14 +224,3 @@ class MotionDecoder(nn.Module):
             hidden = layer(hidden, tape)
         direct = rearrange(self.linear(latents), "b (c s) f -> b c (f s)", s=self.stride)
         return direct + self.head(F.silu(self.norm(hidden)), tape)
-
-
-def _start_at_zero(layer: nn.Module) -> None:
-    for parameter in layer.parameters():
-        nn.init.zeros_(parameter)
-
-
-def _name_slots(network: nn.Module) -> None:
-    for name, module in network.named_modules():
-        if isinstance(module, MotionConv):
-            module.slot = name

@@ -23,6 +23,7 @@ from .motion_base import (
     FeatureTokenizer,
     drift_error,
     group_weights,
+    known_mean,
     motion_errors,
 )
 from .motion_conv import MotionDecoder, MotionEncoder
@@ -252,7 +253,7 @@ class MotionSigmaTokenizer(MotionAutoencoder):
             generator: CPU generator of scale and noise.
         """
         noisy, _ = SigmaVAETokenizer.posterior_sample(self, encoded[..., None], generator)
-        size = encoded.square().mean(dim=1)[is_known].mean()
+        size = known_mean(encoded.square(), is_known)
         extra = self.config["regulariser_weight"] * size
         return noisy[..., 0], extra, {"regulariser": float(size.detach())}
 

@@ -190,7 +190,7 @@ def test_no_channels_at_all() -> None:
 
 def test_absurd_depth_and_number_of_joints_end_quickly() -> None:
     deep = "HIERARCHY\nROOT r\n{\nOFFSET 0 0 0\n" + "".join(
-        f"JOINT j{number}\n{{\nOFFSET 0 0 0\n" for number in range(100_000)
+        f"JOINT j{number}\n{{\nOFFSET 0 0 0\n" for number in range(1000)
     )
     with pytest.raises(DataError, match="nested deeper than 200"):
         parse_bvh(deep)

@@ -100,12 +100,12 @@ def test_six_d_is_relative_to_the_parent_and_the_heading() -> None:
 def test_recover_inverts_the_features(circle: Motion, make: str, smoothing: float) -> None:
     motion = circle if make == "circle" else wild(260)
     numbers = f.human_features(motion, smoothing)
-    back = f.recover(numbers, f.start_of(motion, smoothing)).numpy()
+    back = f.recover(numbers, f.start_of(motion, smoothing_seconds=smoothing)).numpy()
     assert back.shape == (len(motion) - 1, 22, 3)
     assert np.abs(back - motion.joints[:-1]).max() < 1e-4
     # Only the root's part and the places are read.
     numbers[:, 67:] = np.nan
-    again = f.recover(numbers, f.start_of(motion, smoothing)).numpy()
+    again = f.recover(numbers, f.start_of(motion, smoothing_seconds=smoothing)).numpy()
     np.testing.assert_array_equal(again, back)
 
 

@@ -6,8 +6,8 @@ import numpy as np
 import torch
 
 from blockloom.motion.clip import Motion
-from blockloom.motion.features import Start, advance, human_features, recover
-from blockloom.motion.seams import REACH, arriving, fading, start_at, take_out
+from blockloom.motion.features import Start, advance, human_features, recover, start_of
+from blockloom.motion.seams import REACH, arriving, fading, take_out
 from blockloom.motion.skeleton import HUMAN22
 
 
@@ -62,5 +62,5 @@ def test_where_a_clip_stands_is_where_its_features_are_recovered():
     walk = Motion((joints[:, :1] * torch.tensor([1.0, 0, 1]) + pose).float().numpy(), HUMAN22)
     rows = torch.from_numpy(human_features(walk))
     for frame in (0, 7, 30):
-        again = recover(rows[frame:], start_at(walk, frame))
+        again = recover(rows[frame:], start_of(walk, frame))
         assert np.abs(again.numpy() - walk.joints[frame:-1]).max() < 1e-4

@@ -327,6 +327,7 @@ def test_codes_learn_to_tell_motions_apart(rotation_trick):
         phase = torch.arange(5)[None, :, None] / 5
         return 3 * torch.sin(6.283 * (speed * time + phase)) + 2
 
+    assert [layer.rotation_trick for layer in tokenizer.quantizer.layers] == [rotation_trick] * 3
     tokenizer.measure_features([swings(64)])
     optimizer = torch.optim.AdamW(tokenizer.parameters(), lr=5e-3)
     for _ in range(60):
@@ -339,6 +340,12 @@ def test_codes_learn_to_tell_motions_apart(rotation_trick):
         codes = tokenizer.eval().encode(held_out)
         error = (tokenizer.decode(codes) - held_out).square().mean()
     assert error < 0.15 * held_out.var()
+
+
+@pytest.mark.parametrize("rotation_trick", [False, True])
+def test_one_codebook_turns_gradients_where_asked(rotation_trick):
+    tokenizer = make("motion_vq", rotation_trick=rotation_trick)
+    assert tokenizer.quantizer.rotation_trick == rotation_trick
 
 
 def test_what_does_not_fit_is_refused():
@@ -412,6 +419,29 @@ def test_frames_behind_the_end_of_a_clip_teach_nothing(kind):
         one.measure_latents([frames])
         two.measure_latents([padded])
         torch.testing.assert_close(one.latent_std, two.latent_std)
+
+
+@pytest.mark.parametrize("kind", TRAINED)
+@pytest.mark.parametrize("mode", [True, False])
+def test_clips_without_a_known_frame_cost_nothing(kind, mode):
+    tokenizer = make(kind).train(mode)
+    loss, metrics = tokenizer.loss(
+        torch.full((2, 5, 8), float("nan")), torch.Generator().manual_seed(0)
+    )
+    assert loss == 0 and not any(metrics.values())
+    loss.backward()
+    for parameter in tokenizer.parameters():
+        assert parameter.grad is None or not parameter.grad.any()
+    assert all(bool(kept.isfinite().all()) for kept in tokenizer.state_dict().values())
+
+
+def test_the_size_of_means_is_that_of_known_steps():
+    tokenizer = make("motion_sigma")
+    encoded = torch.tensor([[[1.0, 3, 50]] * 3, [[2.0, 50, 50]] * 3])
+    known = torch.tensor([[True, True, False], [True, False, False]])
+    _, extra, metrics = tokenizer.bottleneck(encoded, known, torch.Generator().manual_seed(0))
+    assert metrics["regulariser"] == pytest.approx((1 + 9 + 4) / 3)
+    assert float(extra) == pytest.approx(1e-3 * 14 / 3)
 
 
 def steps_of(clips):
