@@ -206,8 +206,8 @@ class Edit(Sampling):
         values.spec(values.whole("--between", 1, values.MAX_FRAMES), "N"),
         tyro.conf.arg(name="between"),
     ] = None
-    """Keep the first and the last frame of a video, or four of a motion, and make this many between
-    them; only models that make all frames together can."""
+    """Keep the first and the last frame of a video, or four at each end of a motion, and make this
+    many between them; only models that make all frames together can."""
     span: Annotated[str | None, values.spec(values.span, "START-END")] = None
     """Motions: seconds that are made anew, such as 2.0-4.0; all other frames stay. Models that make
     frames in order can redraw the end only."""

@@ -14,6 +14,7 @@ from .arguments import Edit
 from .edit_video import check_sees_the_end
 from .generate import named_model, warn_when_different
 from .generate_motion import REFUSED, base_params, read_given
+from .values import MAX_FRAMES
 
 END_FRAMES = 4
 """Frames at each end that `--between` keeps: what the shortest step of a tokenizer holds."""
@@ -64,7 +65,8 @@ def _asked(
     if args.span is not None:
         start, end = span_frames(args.span, len(motion))
         if end < len(motion):
-            check_sees_the_end(choice, "--span", f"--span {start / motions.FPS:g}-{_end(motion)}")
+            hint = f"--span {start / motions.FPS:g}-{len(motion) / motions.FPS:g}"
+            check_sees_the_end(choice, "--span", hint)
         return motion, {"num_frames": None, "span": [start, end]}
     if args.continue_frames is not None:
         return motion, {"num_frames": len(motion) + args.continue_frames, "span": None}
@@ -74,11 +76,23 @@ def _asked(
     assert earlier is not None
     if earlier.params.span is None and earlier.params.num_frames is None:
         raise DataError(explain("the record names neither a span nor a length", hint="--span"))
-    return motion, {}
+    return as_recorded(motion, earlier.params), {}
 
 
-def _end(motion: Any) -> str:
-    return f"{len(motion) / motions.FPS:g}"
+def as_recorded(motion: Any, params: MotionParams) -> Any:
+    """Return what a record was made from: the input, or, of `--between`, the input made wider.
+
+    Args:
+        motion: The input.
+        params: Of the record.
+    """
+    start, end = params.span or (0, 0)
+    is_same = params.input_sha256 in (None, motions.digest(motion))
+    is_wide = start == END_FRAMES and params.given == end + END_FRAMES
+    if is_same or not is_wide or not 0 < end - start <= MAX_FRAMES or len(motion) < 2 * END_FRAMES:
+        return motion
+    wider, _ = between(motion, end - start)
+    return wider if motions.digest(wider) == params.input_sha256 else motion
 
 
 def span_frames(span: str, frames: int) -> tuple[int, int]:

@@ -8,7 +8,6 @@ from typing import Any
 
 from ..core.errors import UsageError
 from ..core.messages import explain
-from ..pipelines.guard import read_json
 from . import clips, models, output
 from .arguments import Edit
 from .generate import named_model, warn_when_different
@@ -83,15 +82,14 @@ def check_sees_the_end(
     Raises:
         UsageError: It cannot see the last frame.
     """
-    recipe = read_json(choice.folder / "model" / "config.json", "model/config.json").get("recipe")
-    layout = recipe.get("layout") if isinstance(recipe, dict) else None
-    layout = layout if isinstance(layout, dict) else {}
-    if layout.get("block") != "all" and layout.get("permute") != "any":
-        raise UsageError(
-            explain(
-                f"{flag}: model {choice.name} makes frames in order and cannot see the last one",
-                got=f"layout.block = {layout.get('block')}",
-                allowed="a model that makes all frames together (layout.block = all)",
-                hint=hint,
-            )
+    if models.sees_the_end(choice.folder):
+        return
+    ways = "layout.block = all or layout.permute = any"
+    raise UsageError(
+        explain(
+            f"{flag}: model {choice.name} makes frames in order and cannot see the last one",
+            got=f"layout.block = {models.layout_of(choice.folder).get('block')}",
+            allowed=f"a model that makes all frames together ({ways})",
+            hint=hint,
         )
+    )

@@ -132,9 +132,30 @@ def recipe_name(folder: Path) -> str:
     Raises:
         ModelError: The model's configuration is too large or not a JSON object.
     """
-    recipe = _config_of(folder, "model").get("recipe")
-    name = recipe.get("name") if isinstance(recipe, dict) else None
+    name = recipe_of(folder).get("name")
     return name if isinstance(name, str) else ""
+
+
+def recipe_of(folder: Path) -> dict[str, Any]:
+    """Read the recipe of a saved pipeline; empty when it does not say.
+
+    Raises:
+        ModelError: The model's configuration is too large or not a JSON object.
+    """
+    recipe = _config_of(folder, "model").get("recipe")
+    return recipe if isinstance(recipe, dict) else {}
+
+
+def layout_of(folder: Path) -> dict[str, Any]:
+    """Read the layout in the recipe of a saved pipeline; empty when it does not say."""
+    layout = recipe_of(folder).get("layout")
+    return layout if isinstance(layout, dict) else {}
+
+
+def sees_the_end(folder: Path) -> bool:
+    """Tell from its small file what `models.video.sees_the_end` tells of a loaded model."""
+    layout = layout_of(folder)
+    return layout.get("block") == "all" or layout.get("permute") == "any"
 
 
 def _config_of(folder: Path, component: str) -> dict[str, Any]:

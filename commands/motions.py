@@ -6,7 +6,6 @@ Invariants: a name or format that cannot be written is refused before weights lo
 stands under its name whole or not at all, the sidecar last.
 """
 
-import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -96,8 +95,7 @@ def earlier_record(path: str | None) -> Record[MotionParams] | None:
 
 def digest(motion: "Motion") -> str:
     """Hash a motion's joints, whatever file they came from."""
-    header = "x".join(map(str, motion.joints.shape)) + ":"
-    return hashlib.sha256(header.encode() + motion.joints.tobytes()).hexdigest()
+    return clips.digest(motion.joints)
 
 
 def make_all(

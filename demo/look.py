@@ -137,4 +137,6 @@ CSS = """
   #bl-gallery .grid-container { grid-template-columns: repeat(2, minmax(0, 1fr)) !important; }
   .bl-table td, .bl-table th { padding-left: 8px; padding-right: 8px; }
 }
+/* Room for all tabs; those that have none stand behind a button. */
+@media (max-width: 480px) { .tab-container button { padding: 0 4px !important; } }
 """

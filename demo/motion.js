@@ -1,6 +1,6 @@
 // The Motion tab: asks for a motion, plays it while it is made, lets parts of it be made anew, and
-// saves it. Runs in a page of Gradio, which hands in `element`; `motion_view.js` (numbers),
-// `motion_paint.js` and `motion_player.js` come before it.
+// saves it. Runs in a page of Gradio, which hands in `element`; `wire.js`, `motion_view.js`
+// (numbers), `motion_paint.js` and `motion_player.js` come before it.
 (() => {
   const root = element.querySelector(".bm");
   if (!root || root.dataset.ready) return;
@@ -8,54 +8,18 @@
   const offers = JSON.parse(root.dataset.offers);
   const part = (name) => root.querySelector(`.bm-${name}`);
   const CALM = window.matchMedia("(prefers-reduced-motion: reduce)").matches;
+  const ask = Wire.asker("motion");
   const player = MotionPlayer(root);
 
   let offer = offers[0];
   let take = null; // what is shown: {key, told, frames, level, over}
   let before = []; // takes that were shown before, for going back
-  let run = 0; // every wish gets a number; older ones see it and end
   let key = null; // of what is being made
   let busy = false;
   let edit = null; // what the edit box is about: "span" or "on"
 
   const is_dark = () => Boolean(root.closest(".dark"));
   const press = (button, is) => button.setAttribute("aria-pressed", String(is));
-
-  // ---- talking to the server ------------------------------------------------------------
-
-  async function ask(path, body, kind = "application/json") {
-    let answer;
-    try {
-      answer = await fetch(`motion/${path}`, {
-        method: "POST", body, credentials: "same-origin", headers: { "content-type": kind },
-      });
-    } catch {
-      throw new Error("The server does not answer. Is the demo still running?");
-    }
-    if (answer.ok) return answer;
-    let said = null;
-    try { said = (await answer.json()).detail; } catch { /* not ours */ }
-    throw new Error(typeof said === "string" ? said : `error ${answer.status}`);
-  }
-
-  async function* messages(answer) { // a letter, 4 bytes of length, the content
-    const reader = answer.body.getReader();
-    let rest = new Uint8Array(0);
-    for (;;) {
-      while (rest.length >= 5) {
-        const length = new DataView(rest.buffer, rest.byteOffset).getUint32(1);
-        if (rest.length < 5 + length) break;
-        yield [String.fromCharCode(rest[0]), rest.slice(5, 5 + length)];
-        rest = rest.subarray(5 + length);
-      }
-      const { done, value } = await reader.read();
-      if (done) return;
-      const joined = new Uint8Array(rest.length + value.length);
-      joined.set(rest);
-      joined.set(value, rest.length);
-      rest = joined;
-    }
-  }
 
   // ---- one motion -----------------------------------------------------------------------
 
@@ -77,9 +41,8 @@
   }
 
   // Reads an answer of the server to its end; it shows a new take unless something fails first.
-  async function receive(answer, mine, note) {
-    for await (const [letter, content] of messages(answer)) {
-      if (mine !== run) return;
+  async function receive(answer, note) {
+    for await (const [letter, content] of Wire.messages(answer)) {
       if (letter === "F") {
         take.frames.append(new Float32Array(content.buffer, 0, content.length / 4));
         take.level = MotionView.ground(take.frames, take.told.body.parents.length);
@@ -120,21 +83,17 @@
   // Sends a wish and shows what comes; what was shown before can be gone back to.
   async function make(body, path = "new", kind = "application/json", note = "") {
     if (busy) return;
-    const mine = ++run;
     const old = take;
     [busy, key] = [true, null];
     choose(null);
     say("waiting", "Waiting for a free turn …", 0);
     paint();
     try {
-      await receive(await ask(path, body, kind), mine, note);
+      await receive(await ask(path, body, kind), note);
     } catch (error) {
-      if (mine === run) {
-        if (take !== old) take = null;
-        say("failed", error.message, 0);
-      }
+      if (take !== old) take = null;
+      say("failed", error.message, 0);
     }
-    if (mine !== run) return;
     if (take && !take.frames.count) take = null;
     if (!take) player.show(take = old);
     else if (old && take !== old) before = [...before, old].slice(1 - offer.kept);

@@ -7,14 +7,13 @@ fields is that of the World tab.
 import json
 from collections.abc import Sequence
 from html import escape
-from pathlib import Path
 from typing import Any
 
 from .motion_files import FORMS
 from .motion_plan import MAX_SECONDS
+from .world_page import joined
 
-_SCRIPTS = ("motion_view.js", "motion_paint.js", "motion_player.js", "motion.js")
-SCRIPT = "\n".join((Path(__file__).parent / name).read_text(encoding="utf-8") for name in _SCRIPTS)
+SCRIPT = joined("wire.js", "motion_view.js", "motion_paint.js", "motion_player.js", "motion.js")
 
 NOTHING = (
     "No model that makes motions is installed. Train one with “blockloom train motion/RECIPE "

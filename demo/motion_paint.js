@@ -237,5 +237,5 @@ const MotionPaint = (() => {
     paper.fill();
   }
 
-  return { palette, scene, timeline, crown };
+  return { palette, scene, timeline };
 })();

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ..commands import motions
+from ..commands import motions, values
 from ..core.errors import UsageError
 from ..core.messages import explain
 from ..pipelines.params import MotionParams
@@ -23,7 +23,6 @@ MAX_SECONDS = 60.0
 """Longest wish."""
 STEP = 4
 """Frames that the page lets visitors choose together: those of a latent frame, mostly."""
-MAX_SEED = 2**64
 
 
 @dataclass(frozen=True)
@@ -138,7 +137,7 @@ def planned(pipe: Any, wish: Wish) -> Plan:
     ]
     parts = around(wish.base_parts, (first, marks[-1]), new, is_end=True)
     if pipe.can_infill:
-        ways = [settings | {"seed": (wish.seed + k) % MAX_SEED, "num_frames": end}
+        ways = [settings | {"seed": (wish.seed + k) % (values.MAX_SEED + 1), "num_frames": end}
                 for k, end in enumerate(marks[1:])]  # fmt: skip
         calls = [
             Call((text,), way, None if k else kept, goes_on=k > 0)

@@ -222,8 +222,7 @@ function MotionPlayer(root) { // eslint-disable-line no-unused-vars
   requestAnimationFrame(tick);
 
   return {
-    show, play, seek, choose, redraw,
-    get at() { return at; },
+    show, play, choose, redraw,
     get picked() { return picked; },
     set grows(is) { grows = is; },
     set onpick(does) { told_pick = does; },

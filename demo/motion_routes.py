@@ -6,7 +6,6 @@ what is asked for.
 """
 
 import asyncio
-import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -21,14 +20,13 @@ from ..core.messages import explain
 from .answers import asked_for, guarded, visitor_who_asks
 from .motion_files import MAX_UPLOAD, MEDIA
 from .motions import Motions, Take
-from .streams import Streams, message, safely, told
+from .streams import Streams, message, safely, thinned, told
 
 PREFIX = "/motion/"
 LARGE = {PREFIX + "open": MAX_UPLOAD}
 """Addresses that take more than the gate's usual number of bytes."""
 MAX_WAITING = 16
 _MAX_ASKED = 2**15
-_SECONDS_BETWEEN_ROWS = 0.2
 
 
 class MotionRoutes:
@@ -63,10 +61,7 @@ class MotionRoutes:
         return self._streamed(await loop.run_in_executor(self._files, take_in))
 
     def _streamed(self, take: Take) -> Response:
-        def leave() -> None:  # whoever leaves stops it
-            take.is_stopped = take.is_stopped or not take.is_over
-
-        made = self._streams.messages(take.key, partial(messages, self._motions, take), leave)
+        made = self._streams.messages(take, partial(messages, self._motions, take))
         return StreamingResponse(made, media_type="application/octet-stream")
 
     async def stop(self, request: Request) -> Response:
@@ -95,14 +90,8 @@ def messages(motions: Motions, take: Take) -> Iterator[bytes]:
 
 
 def _written(motions: Motions, take: Take) -> Iterator[bytes]:
-    seen = 0.0
-    for part in motions.make(take):
+    for part in thinned(motions.make(take)):
         if isinstance(part, np.ndarray):
             yield message(b"F", np.ascontiguousarray(part, dtype="<f4").tobytes())
-            continue
-        if part["kind"] == "row":
-            now = time.monotonic()
-            if now - seen < _SECONDS_BETWEEN_ROWS:
-                continue
-            seen = now
-        yield told(**part)
+        else:
+            yield told(**part)

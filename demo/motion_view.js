@@ -60,7 +60,6 @@ const MotionView = (() => {
     let count = 0;
     return {
       get count() { return count; },
-      get values() { return values.subarray(0, count * size); },
       append(piece) {
         if ((count * size) + piece.length > values.length) {
           const more = new Float32Array(Math.max(2 * values.length, count * size + piece.length));
@@ -127,16 +126,6 @@ const MotionView = (() => {
     return [0.25, 0.5, 1, 2, 5, 10, 20, 30, 60, 120, 300].find((s) => seconds / s <= most) || 600;
   }
 
-  // Prompt parts [{text, seconds}] as frames [{from, to, text}].
-  function spans(parts, fps) {
-    let from = 0;
-    return parts.map(({ text, seconds }) => {
-      const span = { from, to: from + Math.round(seconds * fps), text };
-      from = span.to;
-      return span;
-    });
-  }
-
   // A span of frames put in order, on whole steps, at least one step long, inside [0, count].
   function snap(a, b, step, count) {
     const last = Math.floor(count / step) * step;
@@ -145,6 +134,5 @@ const MotionView = (() => {
     return [low, high];
   }
 
-  return { add, dot, clamp, axes, aim, depth, project, line, orbit, zoom, clip, about, ground, next,
-           tick, spans, snap };
+  return { add, clamp, aim, project, line, orbit, zoom, clip, about, ground, next, tick, snap };
 })();

@@ -7,7 +7,6 @@ What it does not know: HTTP, browsers, cookies, or file formats (`motion_files`)
 """
 
 import secrets
-import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
@@ -18,15 +17,14 @@ from numpy.typing import NDArray
 
 from ..commands import models, values
 from ..commands.motions import FPS
-from ..core.errors import ResourceError, UsageError
+from ..core.errors import UsageError
 from ..core.messages import explain
-from ..pipelines.guard import read_json
 from ..pipelines.params import MotionParams, Record
 from . import libraries
-from .answers import Gone
+from .kept import Kept
 from .motion_files import FORMS, MAX_UPLOAD, read, write
 from .motion_plan import MAX_SECONDS, STEP, Plan, Wish, about, cut_parts, params_of, planned
-from .shelf import Shelf
+from .shelf import Shelf, takes_words
 
 MAX_PARTS, MAX_FRAMES = 8, 2400
 MAX_KEPT, MAX_OF_ONE, KEEP_SECONDS = 48, 8, 1800.0
@@ -103,8 +101,7 @@ class Motions:
             clock: Seconds that only grow.
         """
         self._shelf, self._clock = shelf, clock
-        self._takes: dict[str, Take] = {}
-        self._lock = threading.Lock()
+        self._kept: Kept[Take] = Kept("motion", MAX_KEPT, MAX_OF_ONE, KEEP_SECONDS, clock)
 
     def offers(self) -> list[dict[str, Any]]:
         """Describe the models that make motions from their small files, ready for JSON."""
@@ -112,14 +109,11 @@ class Motions:
 
     def _offer(self, name: str) -> dict[str, Any]:
         folder = self._shelf.choice(name, "motion").folder
-        recipe = read_json(folder / "model" / "config.json", "model/config.json")["recipe"]
-        layout, schedule = recipe.get("layout", {}), recipe.get("schedule", {})
-        condition = recipe.get("condition", {})
-        both = layout.get("block") == "all" or layout.get("permute") == "any"
-        seconds = _usual_seconds(layout)
+        schedule = models.recipe_of(folder).get("schedule", {})
+        seconds = _usual_seconds(models.layout_of(folder))
         return {
-            "name": name, "title": self._shelf.label(name), "both": both,
-            "words": any(condition.get(way) for way in ("prefix", "adaln", "cross")),
+            "name": name, "title": self._shelf.label(name),
+            "both": models.sees_the_end(folder), "words": takes_words(folder),
             "guidance": f"{schedule.get('guidance_scale', 1.0):g}",
             "temperature": f"{schedule.get('temperature', 1.0):g}",
             "seconds": seconds, "step": STEP, "parts": MAX_PARTS, "kept": MAX_OF_ONE - 2,
@@ -152,7 +146,7 @@ class Motions:
         )
         if asked.get("base") is not None:
             wish = self._changing(visitor, wish, asked)
-        return self._keep(Take(secrets.token_urlsafe(24), visitor, choice, wish, self._clock()))
+        return self._kept.add(Take(secrets.token_urlsafe(24), visitor, choice, wish, self._clock()))
 
     def _changing(self, visitor: str, wish: Wish, asked: dict[str, Any]) -> Wish:
         """Add to a wish what is changed and where."""
@@ -190,7 +184,7 @@ class Motions:
         take = Take(secrets.token_urlsafe(24), visitor, choice, None, self._clock())
         take.given, take.is_over = motion, True
         take.parts = [{"from": 0, "to": len(motion), "text": motion.text, "given": True}]
-        return self._keep(take)
+        return self._kept.add(take)
 
     def file(self, take: Take, form: Any) -> bytes:
         """Write a motion as a file, with its record inside if it is whole.
@@ -209,39 +203,13 @@ class Motions:
         libraries.load()
         return write(take.motion(), kind, record_of(take))
 
-    def _keep(self, take: Take) -> Take:
-        with self._lock:
-            self._forget()
-            mine = [t for t in self._takes.values() if t.visitor == take.visitor]
-            if not take.is_over and sum(not t.is_over for t in mine) >= 2:
-                raise ResourceError("two motions of yours are being made; stop one first")
-            self._takes[take.key] = take
-        return take
-
-    def _forget(self) -> None:
-        """Let go of what is old, what is too many of one visitor, and what is too many in all."""
-        now = self._clock()
-        finished = sorted((t for t in self._takes.values() if t.is_over), key=lambda t: t.used)
-        gone = [take for take in finished if now - take.used > KEEP_SECONDS]
-        for visitor in {take.visitor for take in finished}:
-            gone += [take for take in finished if take.visitor == visitor][:-MAX_OF_ONE]
-        gone += finished[: max(0, len(finished) - MAX_KEPT)]
-        for take in gone:
-            self._takes.pop(take.key, None)
-
     def find(self, visitor: str, key: Any) -> Take:
         """Find a visitor's motion.
 
         Raises:
             Gone: It is not there, or somebody else's.
         """
-        with self._lock:
-            self._forget()
-            take = self._takes.get(key) if isinstance(key, str) else None
-            if take is None or take.visitor != visitor:
-                raise Gone("this motion is no longer there; make it again")
-            take.used = self._clock()
-            return take
+        return self._kept.find(visitor, key)
 
     # -- making ---------------------------------------------------------------------------------
 
@@ -249,7 +217,7 @@ class Motions:
         """Make a motion, or show one that was opened.
 
         Args:
-            take: From `order` or `take_in`.
+            take: From `order` or `open`.
 
         Yields:
             `about` first (fps, frames, the body, the parts, the first new frame), `row` after every
@@ -300,7 +268,9 @@ class Motions:
                     take.pieces.append((event.data["joints"][0], event.data["rotations"][0]))
                     yield take.pieces[-1][0]
                 elif event.kind == "done":
-                    take.is_stopped = not event.data["is_complete"]
+                    # A stop ends what is still to come; of the last call only one that cut it.
+                    is_early = take.is_stopped and call is not plan.calls[-1]
+                    take.is_stopped = is_early or not event.data["is_complete"]
 
 
 def record_of(take: Take) -> Record[MotionParams] | None:

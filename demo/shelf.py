@@ -130,8 +130,7 @@ def abilities(folder: Path) -> frozenset[str]:
         Of image, video, world and motion; a world is a video that takes actions, a motion is one of
         the human body.
     """
-    recipe = _recipe(folder)
-    modality = recipe.get("modality", "image")
+    modality = models.recipe_of(folder).get("modality", "image")
     if modality == "motion":
         features = read_json(folder / "tokenizer" / "config.json", "tokenizer/config.json")
         is_human = features.get("features") == HUMAN_SIZE and not num_actions(folder)
@@ -141,7 +140,12 @@ def abilities(folder: Path) -> frozenset[str]:
     return frozenset({"video", "world"} if num_actions(folder) else {"video"})
 
 
-def _recipe(folder: Path) -> dict[str, Any]:
-    path = folder / "model" / "config.json"
-    recipe = read_json(path, "model/config.json").get("recipe") if path.is_file() else None
-    return recipe if isinstance(recipe, dict) else {}
+def takes_words(folder: Path) -> bool:
+    """Tell from its small file whether a model is told what happens.
+
+    Args:
+        folder: A saved pipeline.
+    """
+    condition = models.recipe_of(folder).get("condition")
+    ways = ("prefix", "adaln", "cross")
+    return isinstance(condition, dict) and any(condition.get(way) for way in ways)

@@ -10,15 +10,19 @@ import json
 import logging
 import secrets
 import struct
+import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from typing import Any
+from typing import Any, TypeVar
 
 from ..core.errors import BlockloomError
 from .answers import Busy
+from .kept import Made
 
 log = logging.getLogger(__name__)
+SECONDS_BETWEEN_ROWS = 0.2
+T = TypeVar("T")
 
 
 class Streams:
@@ -44,14 +48,13 @@ class Streams:
             raise Busy(f"too many {self._name} are waiting; try again in a moment")
 
     async def messages(
-        self, key: str, make: Callable[[], Iterator[bytes]], leave: Callable[[], None]
+        self, made: Made, make: Callable[[], Iterator[bytes]]
     ) -> AsyncIterator[bytes]:
-        """Make something in the worker and pass on what comes.
+        """Make something in the worker and pass on what comes; whoever leaves stops it.
 
         Args:
-            key: What its visitor names it by.
+            made: What is made.
             make: Gives its messages, called in the worker when its turn has come.
-            leave: Called at the end, also when whoever asked has left before.
         """
         loop = asyncio.get_running_loop()
         queue: asyncio.Queue[bytes | None] = asyncio.Queue()
@@ -71,12 +74,12 @@ class Streams:
         try:
             # Begun before the first word goes out, so that whoever leaves then leaves nothing half.
             loop.run_in_executor(self.worker, work)
-            yield told(kind="waiting", key=key, ahead=self._waiting - 1)
+            yield told(kind="waiting", key=made.key, ahead=self._waiting - 1)
             while (message := await queue.get()) is not None:
                 yield message
         finally:
             self._waiting -= 1
-            leave()
+            made.is_stopped = made.is_stopped or not made.is_over
 
 
 def safely(messages: Iterator[bytes]) -> Iterator[bytes]:
@@ -89,6 +92,18 @@ def safely(messages: Iterator[bytes]) -> Iterator[bytes]:
         number = secrets.token_hex(4)
         log.warning("error %s", number, exc_info=error)
         yield told(kind="failed", line=f"something broke here (error {number})")
+
+
+def thinned(events: Iterator[T]) -> Iterator[T]:
+    """Pass on what is made, but of `row` events only one every fifth of a second."""
+    seen = 0.0
+    for event in events:
+        if isinstance(event, dict) and event["kind"] == "row":
+            now = time.monotonic()
+            if now - seen < SECONDS_BETWEEN_ROWS:
+                continue
+            seen = now
+        yield event
 
 
 def told(**what: Any) -> bytes:

@@ -1,5 +1,6 @@
 // The Video tab: asks for a video and shows it while it is made, as a growing MP4 where the
-// browser can, else frame by frame. Runs in a page of Gradio, which hands in `element`.
+// browser can, else frame by frame. Runs in a page of Gradio, which hands in `element`;
+// `wire.js` comes before it.
 (() => {
   const root = element.querySelector(".bv");
   if (!root || root.dataset.ready) return;
@@ -10,6 +11,7 @@
   const canvas = root.querySelector("canvas");
   const paper = canvas.getContext("2d");
   const SIDE = 512; // a first frame is made smaller than this before it is sent
+  const ask = Wire.asker("video");
   const sleep = (ms) => new Promise((wake) => setTimeout(wake, ms));
 
   let offer = offers[0];
@@ -91,43 +93,6 @@
     };
   }
 
-  // ---- talking to the server ------------------------------------------------------------
-
-  async function ask(path, body) {
-    let answer;
-    try {
-      answer = await fetch(`video/${path}`, {
-        method: "POST", body: JSON.stringify(body), credentials: "same-origin",
-        headers: { "content-type": "application/json" },
-      });
-    } catch {
-      throw new Error("The server does not answer. Is the demo still running?");
-    }
-    if (answer.ok) return answer;
-    let said = null;
-    try { said = (await answer.json()).detail; } catch { /* not ours */ }
-    throw new Error(typeof said === "string" ? said : `error ${answer.status}`);
-  }
-
-  async function* messages(answer) { // a letter, 4 bytes of length, the content
-    const reader = answer.body.getReader();
-    let rest = new Uint8Array(0);
-    for (;;) {
-      while (rest.length >= 5) {
-        const size = new DataView(rest.buffer, rest.byteOffset).getUint32(1);
-        if (rest.length < 5 + size) break;
-        yield [String.fromCharCode(rest[0]), rest.slice(5, 5 + size)];
-        rest = rest.subarray(5 + size);
-      }
-      const { done, value } = await reader.read();
-      if (done) return;
-      const joined = new Uint8Array(rest.length + value.length);
-      joined.set(rest);
-      joined.set(value, rest.length);
-      rest = joined;
-    }
-  }
-
   // ---- one video ------------------------------------------------------------------------
 
   function say(kind, text, share) {
@@ -167,7 +132,8 @@
     say("waiting", "Waiting for a free turn …", 0);
     paint();
     try {
-      for await (const [letter, content] of messages(await ask("new", asked))) {
+      const answer = await ask("new", JSON.stringify(asked));
+      for await (const [letter, content] of Wire.messages(answer)) {
         if (mine !== run) return;
         if (letter !== "J") {
           if (!screen) screen = flipping(about, mine);
@@ -211,12 +177,13 @@
   }
 
   async function stop() {
-    if (busy && key) ask("stop", { key }).catch((error) => say("failed", error.message));
+    if (!busy || !key) return;
+    await ask("stop", JSON.stringify({ key })).catch((error) => say("failed", error.message));
   }
 
   async function get() {
     try {
-      const content = await (await ask("file", { key })).blob();
+      const content = await (await ask("file", JSON.stringify({ key }))).blob();
       const link = document.createElement("a");
       link.href = URL.createObjectURL(content);
       const words = (part("prompt").value || offer.name).replace(/[^\w-]+/g, "-").slice(0, 40);

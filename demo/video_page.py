@@ -7,12 +7,12 @@ fields is that of the World tab.
 import json
 from collections.abc import Sequence
 from html import escape
-from pathlib import Path
 from typing import Any
 
 from .videos import MAX_FRAMES
+from .world_page import joined
 
-SCRIPT = (Path(__file__).parent / "video.js").read_text(encoding="utf-8")
+SCRIPT = joined("wire.js", "video.js")
 
 NOTHING = (
     "No model that makes videos is installed. Train one with “blockloom train video/RECIPE --data "

@@ -6,7 +6,6 @@ models nor what is asked for.
 """
 
 import asyncio
-import time
 from collections.abc import Iterator
 from functools import partial
 from typing import Any
@@ -18,14 +17,13 @@ from starlette.routing import Route
 
 from ..core.errors import BlockloomError
 from .answers import asked_for, guarded, visitor_who_asks
-from .streams import Streams, message, safely, told
+from .streams import Streams, message, safely, thinned, told
 from .videos import Film, Videos
 
 PREFIX = "/video/"
 FORMS = ("h264", "vp9", "frames")
 MAX_WAITING = 16
 _MAX_ASKED = 2**20 + 2**14
-_SECONDS_BETWEEN_ROWS = 0.2
 
 
 class VideoRoutes:
@@ -55,11 +53,7 @@ class VideoRoutes:
         form = asked.get("form")
         film = self._videos.order(visitor_who_asks(request), asked)
         form = form if form in FORMS else "frames"
-
-        def leave() -> None:  # whoever leaves stops it
-            film.is_stopped = film.is_stopped or not film.is_over
-
-        made = self._streams.messages(film.key, partial(messages, self._videos, film, form), leave)
+        made = self._streams.messages(film, partial(messages, self._videos, film, form))
         return StreamingResponse(made, media_type="application/octet-stream")
 
     async def stop(self, request: Request) -> Response:
@@ -89,8 +83,8 @@ def messages(videos: Videos, film: Film, form: str) -> Iterator[bytes]:
 
 
 def _written(videos: Videos, film: Film, form: str) -> Iterator[bytes]:
-    writer, seen = None, 0.0
-    for part in videos.make(film):
+    writer = None
+    for part in thinned(videos.make(film)):
         if isinstance(part, np.ndarray):
             if writer is None:
                 yield message(b"F", np.ascontiguousarray(part).tobytes())
@@ -99,11 +93,6 @@ def _written(videos: Videos, film: Film, form: str) -> Iterator[bytes]:
             if writer.num_fragments == 1:
                 yield told(kind="mime", mime=writer.mime)
             yield message(b"M", content)
-        elif part["kind"] == "row":
-            now = time.monotonic()
-            if now - seen > _SECONDS_BETWEEN_ROWS:
-                seen = now
-                yield told(**part)
         else:
             if part["kind"] == "about":
                 writer = _writer(film, form)

@@ -8,7 +8,6 @@ What it does not know: HTTP, browsers or cookies.
 
 import secrets
 import tempfile
-import threading
 import time
 from base64 import b64decode
 from collections.abc import Callable, Iterator
@@ -22,15 +21,14 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from ..commands import clips, models, values
-from ..core.errors import DataError, ResourceError, UsageError
+from ..core.errors import DataError, UsageError
 from ..core.messages import explain
 from ..pipelines.auto import num_actions
-from ..pipelines.guard import read_json
 from ..pipelines.params import VideoParams
 from ..pipelines.world_files import CONTROLS, Starts, read_controls
 from . import libraries, world_saves
-from .answers import Gone
-from .shelf import Shelf
+from .kept import Kept
+from .shelf import Shelf, takes_words
 
 MAX_FRAMES, MAX_BYTES = 240, 128 * 2**20
 """Frames of a video, and bytes of all its pixels."""
@@ -80,8 +78,7 @@ class Videos:
             clock: Seconds that only grow.
         """
         self._shelf, self._clock = shelf, clock
-        self._films: dict[str, Film] = {}
-        self._lock = threading.Lock()
+        self._kept: Kept[Film] = Kept("video", MAX_KEPT, MAX_OF_ONE, KEEP_SECONDS, clock)
 
     def offers(self) -> list[dict[str, Any]]:
         """Describe the models that make videos from their small files; those of words first."""
@@ -90,7 +87,7 @@ class Videos:
             folder, starts = self._shelf.choice(name, "video").folder, self.starts(name)
             found.append(
                 {
-                    "name": name, "title": self._shelf.label(name), "words": _takes_words(folder),
+                    "name": name, "title": self._shelf.label(name), "words": takes_words(folder),
                     "starts": 0 if starts is None else len(starts), "frames": _usual(folder),
                     "acts": num_actions(folder) > 0,
                 }
@@ -148,23 +145,7 @@ class Videos:
             first = self._start(choice.name, asked["start"])
         params = VideoParams(words, seed, choice.name, num_frames=count, fps=_fps(choice.folder))
         film = Film(secrets.token_urlsafe(24), visitor, choice, params, first, self._clock())
-        with self._lock:
-            self._forget()
-            running = [f for f in self._films.values() if f.visitor == visitor and not f.is_over]
-            if len(running) >= 2:
-                raise ResourceError("two videos of yours are being made; stop one first")
-            self._films[film.key] = film
-        return film
-
-    def _forget(self) -> None:
-        """Let go of what is old, what is too many of one visitor, and what is too many in all."""
-        now, finished = self._clock(), [f for f in self._films.values() if f.is_over]
-        gone = [film for film in finished if now - film.used > KEEP_SECONDS]
-        for visitor in {film.visitor for film in finished}:
-            gone += [film for film in finished if film.visitor == visitor][:-MAX_OF_ONE]
-        gone += finished[: max(0, len(finished) - MAX_KEPT)]
-        for film in gone:
-            self._films.pop(film.key, None)
+        return self._kept.add(film)
 
     def find(self, visitor: str, key: Any) -> Film:
         """Find a visitor's video.
@@ -172,13 +153,7 @@ class Videos:
         Raises:
             Gone: It is not there, or somebody else's.
         """
-        with self._lock:
-            self._forget()
-            film = self._films.get(key) if isinstance(key, str) else None
-            if film is None or film.visitor != visitor:
-                raise Gone("this video is no longer there; make it again")
-            film.used = self._clock()
-            return film
+        return self._kept.find(visitor, key)
 
     # -- making ---------------------------------------------------------------------------------
 
@@ -309,21 +284,9 @@ def _whole(name: str, given: Any, low: int, high: int) -> int:
         raise UsageError(str(error)) from None
 
 
-def _recipe(folder: Path) -> dict[str, Any]:
-    recipe = read_json(folder / "model" / "config.json", "model/config.json").get("recipe")
-    return recipe if isinstance(recipe, dict) else {}
-
-
-def _takes_words(folder: Path) -> bool:
-    condition = _recipe(folder).get("condition")
-    ways = ("prefix", "adaln", "cross")
-    return isinstance(condition, dict) and any(condition.get(way) for way in ways)
-
-
 def _usual(folder: Path) -> int:
     """Return how many (latent) frames the model was trained on."""
-    layout = _recipe(folder).get("layout")
-    count = layout.get("frames") if isinstance(layout, dict) else None
+    count = models.layout_of(folder).get("frames")
     return min(max(count, 2), MAX_FRAMES) if isinstance(count, int) else 16
 
 

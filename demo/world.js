@@ -1,5 +1,6 @@
 // The World tab: asks for frames, draws them, and tells the server which keys are down.
-// Runs in a page of Gradio, which hands in `element`; nothing is fetched from other hosts.
+// Runs in a page of Gradio, which hands in `element`; `wire.js` comes before it. Nothing is fetched
+// from other hosts.
 (() => {
   const root = element.querySelector(".bw");
   if (!root || root.dataset.ready) return;
@@ -11,6 +12,7 @@
   const PATIENCE = 180000; // milliseconds without a key after which the world waits
   const GLYPHS = { ArrowLeft: "←", ArrowRight: "→", ArrowUp: "↑", ArrowDown: "↓", " ": "space" };
   const WORDS = { ArrowLeft: "left", ArrowRight: "right", ArrowUp: "up", ArrowDown: "down" };
+  const ask = Wire.asker("world");
   const sleep = (ms) => (ms > 0 ? new Promise((wake) => setTimeout(wake, ms)) : null);
 
   let offer = offers[0];
@@ -27,23 +29,6 @@
   const tapped = new Set(); // down and up again between two steps: counts for one step
 
   // ---- talking to the server ------------------------------------------------------------
-
-  async function ask(path, body, kind = "application/json") {
-    let answer;
-    try {
-      answer = await fetch(`world/${path}`, {
-        method: "POST", body, headers: { "content-type": kind }, credentials: "same-origin",
-      });
-    } catch {
-      throw new Error("The server does not answer. Is the demo still running?");
-    }
-    if (answer.ok) return answer;
-    let said = null;
-    try { said = (await answer.json()).detail; } catch { /* not ours */ }
-    const error = new Error(typeof said === "string" ? said : `error ${answer.status}`);
-    error.isGone = answer.status === 410;
-    throw error;
-  }
 
   async function frames(path, body, kind) {
     const answer = await ask(path, body, kind);

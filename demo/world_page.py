@@ -9,7 +9,14 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
-SCRIPT = (Path(__file__).parent / "world.js").read_text(encoding="utf-8")
+
+def joined(*names: str) -> str:
+    """Read scripts that lie here and join them into one; each may use those before it."""
+    here = Path(__file__).parent
+    return "\n".join((here / name).read_text(encoding="utf-8") for name in names)
+
+
+SCRIPT = joined("wire.js", "world.js")
 
 NOTHING = (
     "No world to play is installed. Train a video model that takes actions and start the demo "

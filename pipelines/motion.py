@@ -288,7 +288,8 @@ class MotionPipeline(BlockPipeline):
                 raise UsageError(
                     f"span {start} to {end} has frames behind it, and recipe "
                     f"{self.model.recipe.name} makes frames in order and cannot see them; try "
-                    f"span=({start}, {length}), or a model with layout.block = all"
+                    f"span=({start}, {length}), or a model with layout.block = all or "
+                    "layout.permute = any"
                 )
             step *= self.frames_per_block
         right = end if end < length else None

@@ -13,8 +13,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ..motion.features import Start, advance, features_to_motion
-from ..motion.seams import REACH, arriving, fading, start_at, take_out
+from ..motion.features import Start, advance, features_to_motion, start_of
+from ..motion.seams import REACH, arriving, fading, take_out
 from ..motion.skeleton import HUMAN22, Skeleton
 from ..tokenizers.video_base import StreamState
 from .blocks import Frames
@@ -79,7 +79,7 @@ class Bodies(Frames):
         for body in self._bodies:
             assert body.given is not None and body.shown is not None
             left = body.given.left
-            place = start_at(body.given.seen, 0)
+            place = start_of(body.given.seen)
             body.start = advance(body.shown[:left], place) if left else None
         if first.before + first.left == 0:
             return None
@@ -124,7 +124,7 @@ class Bodies(Frames):
             error = _ahead(behind.flip(0)) - rows[count - 1]
             error[:3] = 0
             rows = rows[:count] + fading(0, count, _reach(given)).flip(0)[:, None] * error
-            goal = start_at(given.seen, given.right)
+            goal = start_of(given.seen, given.right)
             rows, body.start, shift = arriving(rows, body.start, goal)
         moved = features_to_motion(rows, body.skeleton, FPS, body.start)
         body.start, body.done = advance(rows, body.start), body.done + len(rows)

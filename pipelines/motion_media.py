@@ -28,7 +28,7 @@ from ..motion.figure import draw_frames
 from ..motion.glb import EXTRAS_KEY, encode_glb
 from ..motion.retarget import retarget
 from ..motion.skeleton import HUMAN22, Skeleton
-from .media import MAX_RECORD_BYTES, TEXT_KEY, _check_regular, write_bytes
+from .media import MAX_RECORD_BYTES, TEXT_KEY, _as_data_error, _check_regular, write_bytes
 from .motion_input import FPS
 from .params import Record, canonical_json
 from .video_media import read_video_metadata, save_video
@@ -38,6 +38,8 @@ READABLE = (".bvh", ".npz")
 FIGURE_SIZE = 384
 MAX_INPUT_BYTES = 256 * 2**20
 MAX_INPUT_FRAMES = 100_000
+MAX_GROWN_PLACES = 10_000_000
+"""Places (frames times joints) that a motion below 20 fps may be filled up to."""
 MAX_JOINTS = 1000
 
 
@@ -137,21 +139,41 @@ def read_motion(path: str | Path) -> Motion:
         motion = bvh_to_motion(read_bvh(path))
     else:
         motion = _from_npz(path)
-    if len(motion) > MAX_INPUT_FRAMES:
-        got, allowed = f"{len(motion)} frames", f"{MAX_INPUT_FRAMES}"
-        raise DataError(explain(f"{path.name} is too long", got=got, allowed=allowed))
-    if abs(motion.fps - FPS) > 1e-6:
-        motion = resample(motion, FPS)
-    same = (motion.skeleton.names, motion.skeleton.parents) == (HUMAN22.names, HUMAN22.parents)
-    if same:
-        return replace(motion, skeleton=HUMAN22.with_offsets(motion.skeleton.offsets))
-    if set(HUMAN22.names) <= set(motion.skeleton.names):
-        motion = select_joints(motion, HUMAN22.names)
-        return replace(motion, skeleton=HUMAN22.with_offsets(motion.skeleton.offsets))
+    _check_length(motion, path.name)
     try:
-        return retarget(motion)
+        if abs(motion.fps - FPS) > 1e-6:
+            motion = resample(motion, FPS)
+        kept = _as_it_is(motion)
+        return retarget(motion) if kept is None else kept
     except BlockloomError as error:
         raise DataError(f"{path.name}: {error}") from error
+
+
+def _as_it_is(motion: Motion) -> Motion | None:
+    """Return the 22 joints of a motion, or None where they are not there or hang otherwise."""
+    if not set(HUMAN22.names) <= set(motion.skeleton.names):
+        return None
+    try:
+        kept = select_joints(motion, HUMAN22.names)
+    except UsageError:  # other joints stand between these
+        return None
+    if kept.skeleton.parents != HUMAN22.parents:
+        return None
+    return replace(kept, skeleton=HUMAN22.with_offsets(kept.skeleton.offsets))
+
+
+def _check_length(motion: Motion, name: str) -> None:
+    """Refuse a motion that is too long as it is, or would be at 20 fps: slow ones grow."""
+    count: float = len(motion)
+    allowed = MAX_INPUT_FRAMES
+    resampled = 1 + (len(motion) - 1) * FPS / motion.fps
+    if resampled >= count + 1:
+        count = resampled
+        allowed = min(allowed, MAX_GROWN_PLACES // len(motion.skeleton))
+    if count > allowed:
+        got = f"{len(motion)} frames"
+        got += f" at {motion.fps:g} fps, {count:.7g} at {FPS:g}" if count > len(motion) else ""
+        raise DataError(explain(f"{name} is too long", got=got, allowed=f"{allowed}"))
 
 
 def _from_npz(path: Path) -> Motion:
@@ -231,8 +253,7 @@ def read_motion_metadata(path: str | Path) -> dict[str, Any]:
     path = Path(path)
     kind = path.suffix.lower()
     if kind == ".bvh":
-        _check_regular(path, MAX_INPUT_BYTES)
-        return read_video_metadata(path.with_suffix(".json"))
+        return _beside(path)
     if kind == ".glb":
         text = _glb_json(path)
     elif kind == ".npz":
@@ -247,6 +268,20 @@ def read_motion_metadata(path: str | Path) -> dict[str, Any]:
     if not isinstance(told, dict):
         hint = "a file written with its record, or its sidecar .json"
         raise DataError(explain(f"{path.name} holds no blockloom parameters", hint=hint))
+    return told
+
+
+def _beside(path: Path) -> dict[str, Any]:
+    """Read the sidecar of a .bvh and check that it tells of this file."""
+    _check_regular(path, MAX_INPUT_BYTES)
+    sidecar = path.with_suffix(".json")
+    told = read_video_metadata(sidecar)
+    with _as_data_error(path):
+        digest = hashlib.sha256(path.read_bytes()).hexdigest()
+    files = told.get("files")
+    if not isinstance(files, dict) or digest not in files.values():
+        fault = f"{sidecar.name} tells of another {path.name} than this one"
+        raise DataError(explain(fault, hint=f"{sidecar.name} itself"))
     return told
 
 

@@ -141,10 +141,10 @@ class VideoPipeline(BlockPipeline):
         """
         given = {name: value for name, value in locals().items() if name in _DEFAULTS}
         check_one_of("output_type", output_type, OUTPUT_TYPES)
+        job = self._job(prompt, given)
         parts, is_complete = self._collected(
-            job := self._job(prompt, given), callback_on_step_end,
-            callback_on_step_end_tensor_inputs,
-        )  # fmt: skip
+            job, callback_on_step_end, callback_on_step_end_tensor_inputs
+        )
         frames = _finished(
             [part["frames"] for part in parts],
             output_type,

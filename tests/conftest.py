@@ -67,6 +67,31 @@ def free_port() -> Callable[[], int]:
     return find
 
 
+@pytest.fixture
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Work in an empty folder of the test's own."""
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.fixture
+def run(here: Path, capsys: pytest.CaptureFixture[str]) -> Any:
+    """Return a function that runs one command and gives (exit code, stdout, last stderr line)."""
+
+    from blockloom import cli
+
+    def call(*arguments: Any, code: int | None = 0) -> tuple[int, str, str]:
+        status = cli.main([str(argument) for argument in arguments])
+        out, err = capsys.readouterr()
+        errors = [line for line in err.splitlines() if line.startswith("error[")]
+        assert "Traceback" not in err and len(errors) == (status != 0), err
+        if code is not None:
+            assert status == code, err
+        return status, out, (errors or [err])[-1]
+
+    return call
+
+
 @pytest.fixture(scope="module")
 def shelf(tiny_model: Path) -> Any:
     """Return the demo's shelf with the tiny model on it."""

@@ -1,26 +1,29 @@
 """Motions on the command line: what is written, what is kept, what a killed run leaves."""
 
 import json
-import os
-import signal
-import subprocess
 import sys
-import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from tests.killing import kill_while_writing
 
 from blockloom import cli
+from blockloom.core.errors import DataError
 from blockloom.core.sampling import item_generator
 from blockloom.motion.bvh_motion import motion_to_bvh
 from blockloom.motion.bvh_write import write_bvh
-from blockloom.motion.clip import Motion, resample
-from blockloom.motion.skeleton import HUMAN22
+from blockloom.motion.clip import Motion, fk_error, resample
+from blockloom.motion.skeleton import HUMAN22, Skeleton
 from blockloom.pipelines.motion import MotionPipeline
-from blockloom.pipelines.motion_media import encode_npz, read_motion, read_motion_metadata
+from blockloom.pipelines.motion_media import (
+    encode_npz,
+    read_motion,
+    read_motion_metadata,
+    save_motion,
+)
 from blockloom.pipelines.params import MotionParams, read_record
 from blockloom.pipelines.video_input import read_video
 
@@ -64,28 +67,6 @@ def shelf_of_motions(tmp_path_factory: pytest.TempPathFactory) -> Path:
             torch.nn.init.normal_(parameter, std=0.2, generator=generator)
         save_pipeline(folder / name, model.eval(), tokenizer)
     return folder
-
-
-@pytest.fixture
-def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.chdir(tmp_path)
-    return tmp_path
-
-
-@pytest.fixture
-def run(here: Path, capsys: pytest.CaptureFixture[str]) -> Any:
-    """Return a function that runs one command and gives (exit code, stdout, last stderr line)."""
-
-    def call(*arguments: Any, code: int | None = 0) -> tuple[int, str, str]:
-        status = cli.main([str(argument) for argument in arguments])
-        out, err = capsys.readouterr()
-        errors = [line for line in err.splitlines() if line.startswith("error[")]
-        assert "Traceback" not in err and len(errors) == (status != 0), err
-        if code is not None:
-            assert status == code, err
-        return status, out, (errors or [err])[-1]
-
-    return call
 
 
 def pipe_of(folder: Path) -> MotionPipeline:
@@ -219,11 +200,18 @@ def test_frames_between_two_ends(run: Any, here: Path, shelf_of_motions: Path) -
     _, _, err = run("edit", "motion", "ends.npz", *flags, "--model", shelf_of_motions / "flow",
                     code=2)  # fmt: skip
     assert "--between" in err and "--continue N" in err
+    assert "(layout.block = all or layout.permute = any)" in err
     run("edit", "motion", "ends.npz", *flags, "--model", shelf_of_motions / "all")
     made = read_motion("full.npz").joints
     assert len(made) == 4 + 12 + 4
     assert np.array_equal(made[:4], ends.joints[:4])
     assert np.array_equal(made[-4:], ends.joints[-4:])
+    again = ("--params-from", "full.npz", "--model", shelf_of_motions / "all")
+    run("edit", "motion", "ends.npz", *again, "--out", "again.npz")
+    assert Path("again.npz").read_bytes() == Path("full.npz").read_bytes()
+    Path("foreign.npz").write_bytes(encode_npz(walk(20, seed=1)))
+    _, _, err = run("edit", "motion", "foreign.npz", *again, "--out", "other.npz")
+    assert "another input" in err and len(read_motion("other.npz")) == 20
 
 
 GENERATE, EDIT = ("generate", "motion", "x"), ("edit", "motion")
@@ -369,20 +357,48 @@ def test_motion_files_of_the_22_joints_come_back_as_they_were(here: Path) -> Non
     assert read_motion_metadata("bare.npz") == {"seed": 1}
 
 
+def test_a_sidecar_is_believed_of_its_own_bvh_only(run: Any, here: Path) -> None:
+    save_motion(walk(12), [here / "a.bvh"], {"seed": 1})
+    told = read_motion_metadata("a.bvh")
+    assert told["seed"] == 1
+    for kind in ("bvh", "json"):  # both under another name
+        Path(f"b.{kind}").write_bytes(Path(f"a.{kind}").read_bytes())
+    assert read_motion_metadata("b.bvh") == told
+    write_bvh("a.bvh", motion_to_bvh(walk(12, seed=1)))
+    _, _, err = run("generate", "motion", "--params-from", "a.bvh", code=3)
+    assert "a.json tells of another a.bvh than this one; try a.json itself" in err
+    assert read_motion_metadata("a.json") == told
+    told.pop("files")
+    Path("b.json").write_text(json.dumps(told))
+    with pytest.raises(DataError, match="tells of another"):
+        read_motion_metadata("b.bvh")
+
+
+def test_joints_of_the_same_names_on_another_tree_are_retargeted(here: Path) -> None:
+    start = walk(12)
+    names, parents = HUMAN22.names, list(HUMAN22.parents)
+    parents[names.index("head")] = names.index("spine3")
+    other = Skeleton(names, tuple(parents), start.skeleton.offsets, hips=HUMAN22.hips)
+    Path("other.npz").write_bytes(encode_npz(replace(start, skeleton=other)))
+    # A joint between two that are known: nothing can be left out.
+    longer = Skeleton((*names[:1], "waist", *names[1:]),
+                      (-1, 0, *(p + (p > 0) if p else 1 for p in HUMAN22.parents[1:])),
+                      np.insert(start.skeleton.offsets, 1, 0.01, 0))  # fmt: skip
+    joints, turns = (np.insert(a, 1, a[:, 0], 1) for a in (start.joints, start.rotations))
+    Path("longer.npz").write_bytes(encode_npz(Motion(joints, longer, 20.0, turns)))
+    for name in ("other.npz", "longer.npz"):
+        read = read_motion(name)
+        assert read.skeleton.names == names and read.skeleton.parents == HUMAN22.parents
+        assert read.rotations is not None and fk_error(read)[1] < 1
+        where = read.joints[:, 20] - read.joints[:, 0]
+        assert np.abs(where - (start.joints[:, 20] - start.joints[:, 0])).max() < 0.1
+
+
 def test_a_killed_run_leaves_nothing_or_whole_files(here: Path, shelf_of_motions: Path) -> None:
-    command = [sys.executable, "-m", "blockloom", "generate", "motion", "x", "--seed", "1"]
+    command = ["generate", "motion", "x", "--seed", "1"]
     command += ["--model", str(shelf_of_motions / "flow"), "--out", "a.mp4", "--formats", "mp4,bvh"]
-    process = subprocess.Popen([*command, "--frames", "600"], stderr=subprocess.DEVNULL)
-    try:
-        deadline = time.monotonic() + 240
-        while not list(here.glob(".a.mp4.*.part")) and time.monotonic() < deadline:
-            assert process.poll() is None
-            time.sleep(0.02)
-        time.sleep(0.3)  # in the middle of writing
-    finally:
-        os.kill(process.pid, signal.SIGKILL)
-        process.wait(60)
+    kill_while_writing([*command, "--frames", "600"], here, ".a.mp4.*.part")
     assert [path.name for path in here.iterdir() if not path.name.startswith(".")] == []
-    assert cli.main([*command[3:], "--frames", "8"]) == 0
+    assert cli.main([*command, "--frames", "8"]) == 0
     # What the killed run had begun is gone too.
     assert sorted(path.name for path in here.iterdir()) == ["a.bvh", "a.json", "a.mp4"]

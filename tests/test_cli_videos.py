@@ -1,17 +1,13 @@
 """Videos on the command line: what is written, what is gone on with, what a killed run leaves."""
 
 import json
-import os
-import signal
-import subprocess
-import sys
-import time
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from PIL import Image
+from tests.killing import kill_while_writing
 
 from blockloom import cli
 from blockloom.core.sampling import item_generator
@@ -70,28 +66,6 @@ def shelf_of_videos(tmp_path_factory: pytest.TempPathFactory) -> Path:
     starts = {"frames": frames_of(2, 7)[None], "actions": np.zeros((1, 2, 3), np.float32)}
     np.savez(folder / "world" / STARTS, **starts)
     return folder
-
-
-@pytest.fixture
-def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.chdir(tmp_path)
-    return tmp_path
-
-
-@pytest.fixture
-def run(here: Path, capsys: pytest.CaptureFixture[str]) -> Any:
-    """Return a function that runs one command and gives (exit code, stdout, last stderr line)."""
-
-    def call(*arguments: Any, code: int | None = 0) -> tuple[int, str, str]:
-        status = cli.main([str(argument) for argument in arguments])
-        out, err = capsys.readouterr()
-        errors = [line for line in err.splitlines() if line.startswith("error[")]
-        assert "Traceback" not in err and len(errors) == (status != 0), err
-        if code is not None:
-            assert status == code, err
-        return status, out, (errors or [err])[-1]
-
-    return call
 
 
 def shown(path: Path | str) -> np.ndarray:
@@ -392,20 +366,11 @@ def test_bad_inputs_give_one_line_and_leave_no_file(
 
 
 def test_a_killed_run_leaves_nothing_or_a_whole_file(here: Path, shelf_of_videos: Path) -> None:
-    command = [sys.executable, "-m", "blockloom", "generate", "video", "x", "--seed", "1"]
+    command = ["generate", "video", "x", "--seed", "1"]
     command += ["--model", str(shelf_of_videos / "clips"), "--scale", "4", "--out", "a.mp4"]
-    process = subprocess.Popen([*command, "--frames", "100000"], stderr=subprocess.DEVNULL)
-    try:
-        deadline = time.monotonic() + 120
-        while not list(here.glob(".a.mp4.*.part")) and time.monotonic() < deadline:
-            assert process.poll() is None
-            time.sleep(0.02)
-        time.sleep(0.3)  # in the middle of writing
-    finally:
-        os.kill(process.pid, signal.SIGKILL)
-        process.wait(60)
+    kill_while_writing([*command, "--frames", "100000"], here, ".a.mp4.*.part")
     assert [path.name for path in here.iterdir() if not path.name.startswith(".")] == []
-    status = cli.main([*command[3:], "--frames", "3"])
+    status = cli.main([*command, "--frames", "3"])
     assert status == 0 and shown("a.mp4").shape == (3, 32, 32, 3)
     # What the killed run had begun is gone too.
     assert sorted(path.name for path in here.iterdir()) == ["a.json", "a.mp4"]

@@ -157,6 +157,26 @@ class TestMaking:
         assert len(motion) == 8
         assert str(np.load(BytesIO(made.file(take, "npz")))["record"]) == ""
 
+    def test_stop_between_two_calls_ends_the_motion(self, offered: Shelf) -> None:
+        made = motions.Motions(offered)
+        take = made.order("v", INFILL)
+        for message in motion_routes.messages(made, take):
+            if message[:1] == b"F":  # the model is asked no more in this call
+                made.find("v", take.key).is_stopped = True
+        end = json.loads(message[5:])
+        assert (end["kind"], end["whole"], end["frames"]) == ("done", False, 12)
+        assert [part["text"] for part in end["parts"]] == ["a person walks"]
+        assert motions.record_of(take) is None
+
+    def test_a_stop_that_comes_too_late_leaves_a_whole_motion(self, offered: Shelf) -> None:
+        made = motions.Motions(offered)
+        take = made.order("v", INFILL | {"parts": PARTS[:1]})
+        for message in motion_routes.messages(made, take):
+            if message[:1] == b"F":
+                made.find("v", take.key).is_stopped = True
+        end = json.loads(message[5:])
+        assert (end["kind"], end["whole"], end["frames"]) == ("done", True, 12)
+
 
 class TestChanging:
     def test_going_on_keeps_what_was_before(self, http: httpx.Client) -> None:

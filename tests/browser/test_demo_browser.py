@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.browser.chromium import MARKS, PATIENCE, demo, until
+from tests.browser.chromium import MARKS, PATIENCE, demo, open_tab, until
 
 from blockloom.pipelines.media import read_metadata
 
@@ -251,7 +251,7 @@ def test_a_phone_shows_the_picture_below_the_button(visit: Callable[..., Visitor
     width = "() => [document.documentElement.scrollWidth, innerWidth]"
     assert visitor.page.evaluate(width) == [390, 390]
     visitor.shot("phone")
-    visitor.page.get_by_role("tab", name="Look inside").click()
+    open_tab(visitor.page, "Look inside")
     visitor.page.locator("#bl-mask img").wait_for(timeout=1000 * PATIENCE)
     assert visitor.page.evaluate(width) == [390, 390]
     visitor.shot("phone_inside")
@@ -260,7 +260,7 @@ def test_a_phone_shows_the_picture_below_the_button(visit: Callable[..., Visitor
 def test_the_second_tab_shows_mask_order_and_cache(visit: Callable[[], Visitor]) -> None:
     visitor = visit()
     page = visitor.page
-    page.get_by_role("tab", name="Look inside").click()
+    open_tab(page, "Look inside")
     mask = page.locator("#bl-mask img")
     mask.wait_for(timeout=1000 * PATIENCE)
     first = mask.get_attribute("src")

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from tests.browser.chromium import MARKS, Tab, demo
+from tests.browser.chromium import MARKS, Tab, demo, until
 
 from blockloom.motion.bvh import read_bvh
 from blockloom.motion.bvh_motion import bvh_to_motion
@@ -71,6 +71,19 @@ class Mover(Tab):
         assert state["kind"] == "done", state
         # The bar of time is painted a frame after the words beside it.
         return self.until(lambda s: s["frames"] == s["total"], "the bar never has the length")
+
+    def still(self) -> int:
+        """Wait until nothing moves any more; returns what is then painted."""
+        last = -1
+
+        def rests() -> bool:
+            nonlocal last
+            before, last = last, self.state["sum"]
+            self.page.wait_for_timeout(200)
+            return before == last
+
+        until(rests, "it does not come to rest")
+        return last
 
     def saved(self, form: str, path: Path) -> str:
         with self.page.expect_download() as download:
@@ -150,11 +163,14 @@ def test_the_hand_moves_time_and_view(visit: Callable[..., Mover]) -> None:
     page.mouse.down()
     page.mouse.move(middle[0] + 120, middle[1] + 30, steps=4)
     page.mouse.up()
-    turned = mover.until(lambda s: s["sum"] != back["sum"], "the view does not turn")
+    mover.until(lambda s: s["sum"] != back["sum"], "the view does not turn")
+    turned = mover.still()
     page.mouse.wheel(0, 300)
-    mover.until(lambda s: s["sum"] != turned["sum"], "no zoom")
+    mover.until(lambda s: s["sum"] != turned, "no zoom")
+    assert mover.still() != back["sum"]
     page.locator(".bm-home").click()
-    mover.until(lambda s: s["at"] == still["at"], "the moment moves")
+    home = mover.until(lambda s: s["sum"] == back["sum"], "no way back to the first view")
+    assert home["at"] == still["at"]
     page.locator(".bm-speed").select_option("2")
     page.locator(".bm-loop").click()  # off
     page.locator(".bm-play").click()
@@ -247,8 +263,9 @@ def test_a_phone_in_the_dark(visit: Callable[..., Mover]) -> None:
     mover.done()
     assert page.evaluate(WIDTH) == [390, 390]
     mover.shot("motion_phone")
+    page.locator(".bm-play").click()  # pause: from now on only the colours change
+    light = mover.still()
     page.evaluate("() => document.body.classList.add('dark')")
-    light = mover.state["sum"]
     mover.until(lambda s: s["sum"] != light, "it does not turn dark")
     page.locator("[data-mode=on]").click()
     mover.shot("motion_phone_dark")

@@ -19,6 +19,8 @@ from blockloom.pipelines.world import WorldPipeline
 from blockloom.tokenizers.build import TOKENIZERS, build_tokenizer
 
 LAST_BIT = 1e-6
+MOVES = 0.05
+"""Metres of spread over time of some joint: a body that stands still has none."""
 SIZES = ["backbone.dim=32", "backbone.layers=1", "backbone.heads=2", "text.dim=16"]
 
 
@@ -61,7 +63,7 @@ def test_bundled_models_load_and_draw_from_words(name: str) -> None:
     pipe.set_progress_bar_config(disable=True)
     if isinstance(pipe, MotionPipeline):
         joints = pipe("walk", seed=1, seconds=0.8).motions[0].joints
-        assert joints.shape == (16, 22, 3) and joints.std() > 0.05
+        assert joints.shape == (16, 22, 3) and joints.std(0).max() > MOVES
         return
     if isinstance(pipe, WorldPipeline):
         picture = pipe.start(seed=1).step([0.0, 0.0, 0.0])[0]

@@ -176,6 +176,8 @@ def test_models_that_go_in_order_redraw_the_end_only():
     assert not np.array_equal(made.joints[9:], start.joints[9:])
     with pytest.raises(UsageError, match=r"cannot see them; try span=\(9, 22\)"):
         pipe("jump", motion=start, span=(9, 15), seed=1)
+    with pytest.raises(UsageError, match=r"layout\.block = all or layout\.permute = any"):
+        pipe("jump", motion=start, span=(9, 15), seed=1)
     assert not pipe.can_infill and pipe_of("all").can_infill
 
 
