@@ -10,6 +10,11 @@ from typing import Any
 import jaxtyping
 import pytest
 
+# Tests that run beside each other (`-n`) take one thread each, or they wait for one another. torch
+# reads this when it is imported, and so do the commands that tests start.
+if "PYTEST_XDIST_WORKER" in os.environ:
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 # `BLOCKLOOM_CHECK_SHAPES=1 python -m pytest` checks every signature's shapes and types on every
 # call, before anything imports these rooms. Off by default: tests that hand in wrong values on
 # purpose would then see the checker's error and not ours.

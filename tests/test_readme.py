@@ -32,7 +32,7 @@ def test_first_command_installs_and_draws() -> None:
 
 
 def test_second_command_installs_and_tests() -> None:
-    assert marked("tests") == 'pip install ".[test]" && python -m pytest'
+    assert marked("tests") == 'pip install ".[test]" && python -m pytest -n 2'
 
 
 def test_ci_reads_the_commands_from_the_readme() -> None:
