@@ -84,9 +84,15 @@ class CacheView:
         if self.keep is not None:
             cache._stage(layer, self.start, key[: cache.batch], value[: cache.batch], self.keep)
         if branches > 1:
-            past_key = past_key.repeat(branches, 1, 1, 1)
-            past_value = past_value.repeat(branches, 1, 1, 1)
+            past_key, past_value = (_of_all(part, branches) for part in (past_key, past_value))
         return torch.cat((past_key, key), 2), torch.cat((past_value, value), 2)
+
+
+def _of_all(part: Tensor, branches: int) -> Tensor:
+    """Show every branch the same entries; a single item's are not copied for it."""
+    if len(part) == 1:
+        return part.expand(branches, -1, -1, -1)
+    return part.repeat(branches, 1, 1, 1)
 
 
 class KVCache:
@@ -139,6 +145,8 @@ class KVCache:
         self.written = torch.zeros(batch, dtype=torch.int64)
         self.committed = torch.zeros(batch, dtype=torch.int64)
         self.exact = True
+        self._num_writes = 0
+        self._evicted: tuple[int | None, ...] = ()
         self.log: list[dict[str, Any]] = []
 
     def _own(self, layout: Layout) -> None:
@@ -257,6 +265,7 @@ class KVCache:
         else:
             self._scatter(kept if kept.is_batched else kept.expand(self.batch))
         self.written = self.written + kept.num_tokens
+        self._num_writes += 1
         self._note("write", tokens=kept.num_tokens, source=_first_row(kept.source))
         return kept.num_tokens
 
@@ -347,8 +356,12 @@ class KVCache:
         """
         if window < 1:
             raise ValueError(f"window = {window} blocks; legal >= 1; try 1")
+        wish = (window, sink, next_block, far, self._num_writes)
+        if wish == self._evicted:  # nothing has come since
+            return 0
         if not self.aligned or bool((self.written != self.committed).any()):
             raise ValueError("evict needs aligned, fully committed rows; commit or rollback first")
+        self._evicted = wish
         length = int(self.written[0])
         block, role = self.layout.block[0, :length], self.layout.role[0, :length]
         stays = (block > next_block - window) | (block < sink) | ((role & int(Role.SINK)) > 0)
@@ -452,6 +465,7 @@ class KVCache:
         for name in ATTRIBUTES:
             getattr(self.layout, name).copy_(state[f"layout.{name}"])
         self.written, self.committed = state["written"].clone(), state["committed"].clone()
+        self._evicted = ()
         self._uniform = self.aligned and all(
             bool((getattr(self.layout, n) == getattr(self.layout, n)[:1]).all()) for n in ATTRIBUTES
         )

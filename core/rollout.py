@@ -181,7 +181,8 @@ class Rollout:
     ) -> Tensor:  # fmt: skip
         """Run rows against the past and keep the first `keep` of them in the cache.
 
-        `level` is that of the noisy rows: one number, or one for each of the last rows.
+        `level` is that of the noisy rows: one number, or one for each of the last rows; all items
+        share it then, and the decoder is handed levels without an axis of items.
 
         Returns:
             Hidden states of the active rows, one set per guidance branch.
@@ -192,11 +193,10 @@ class Rollout:
         skip = layout.num_tokens - sum(part.num_tokens for part in active)
         values, is_masked, rows_level = self._content(layout, block_values)
         if isinstance(level, Tensor):
-            rows_level = layout.level.expand(values.shape[:2]).clone()
-            rows_level[:, -len(level) :] = level.to(values.device)
+            rows_level = layout.level.clone()
+            rows_level[..., -len(level) :] = level.to(values.device)
         elif level is not None:
             rows_level = torch.where(layout.level >= 1, level, layout.level)
-            rows_level = rows_level.expand(values.shape[:2])
         view = None
         if self.cache is not None:
             kept = torch.arange(keep) if keep else None

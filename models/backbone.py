@@ -26,32 +26,33 @@ from torch.utils.checkpoint import checkpoint
 
 from ..core.attention import Lowered, NoMask
 from ..core.cache import CacheView
-from ..core.far import coarse_members
 from ..core.grouping import PerLayer
-from ..core.layout import Copy, Layout, Role
+from ..core.layout import Copy, Layout
 from ..core.numerics import RowStableLinear, row_stable_activation
 from ..core.positions import Cameras, Positions, Rotary, Unmoved, inverse_transposed
 from ..core.routing import routing
 from .layers import (
+    MOST_REMEMBERED,
     Layer,
     RowContext,
     Run,
     Told,
+    common_level,
     distance_bias,
     layout_angles,
     level_features,
     modulate,
-    period_features,
     rms_norm,
     row_runs,
     two_maps,
 )
 from .prompts import PreparedPrompt
+from .row_inputs import RowInputs
 from .single_row import fits_single_row, run_single_rows
 from .text import spread_prompts
 
 
-class BlockTransformer(ModelMixin, ConfigMixin):
+class BlockTransformer(RowInputs, ModelMixin, ConfigMixin):
     """Block-causal transformer over codes or latents, with or without a cache."""
 
     _supports_gradient_checkpointing = True
@@ -137,41 +138,6 @@ class BlockTransformer(ModelMixin, ConfigMixin):
         self._add_layers()
         self.gradient_checkpointing = False
 
-    def _add_tables(self) -> None:
-        """Add what rows carry besides: the masked row, places, turns, and which copy they are."""
-        config, dim = self.config, self.config.dim
-        self.mask_row = nn.Parameter(torch.randn(dim) * 0.02)
-        self.position_table = nn.Embedding(config.num_sources, dim)
-        nn.init.normal_(self.position_table.weight, std=0.1)
-        if config.num_orders:
-            self.order_table = nn.Embedding(config.num_orders, dim)
-            nn.init.normal_(self.order_table.weight, std=0.1)
-        self.copy_table = nn.Parameter(torch.zeros(len(Copy), dim))
-
-    def _add_embeddings(self) -> None:
-        """Add the maps of what rows hold: codes or latents, and actions where rows hold them."""
-        config = self.config
-        dim, codebooks = config.dim, config.num_codebooks
-        if config.value == "code":
-            self.embed_codes = nn.Embedding(codebooks * config.codebook_size, dim)
-            nn.init.normal_(self.embed_codes.weight, std=1 / math.sqrt(codebooks))
-            self.register_buffer(
-                "code_offset", torch.arange(codebooks) * config.codebook_size, persistent=False
-            )
-        else:
-            self.embed_latents = RowStableLinear(config.latent_channels, dim)
-            self.embed_noisy = RowStableLinear(config.latent_channels, dim)
-        if config.far_patch:
-            width = dim if config.value == "code" else config.latent_channels
-            self.embed_patches = RowStableLinear(config.far_patch**2 * width, dim)
-        if config.structure_dim:  # a map of the channels beside the value's, added: the same
-            self.embed_structure = RowStableLinear(config.structure_dim, dim)
-        self.embed_done: nn.Module
-        if config.action_codes:
-            self.embed_done = nn.Embedding(config.action_codes, dim)
-        elif config.action_numbers:
-            self.embed_done = RowStableLinear(config.action_numbers, dim)
-
     def _add_layers(self) -> None:
         """Add the modulations, which start at zero, and the layers, whose branches start small.
 
@@ -254,82 +220,6 @@ class BlockTransformer(ModelMixin, ConfigMixin):
             prefix, vector if self.copies_modulated else None, cross, is_valid if cross else None
         )
 
-    def _embed(self, values: Tensor, is_masked: Tensor, layout: Layout) -> Tensor:
-        """Embed data rows: codes summed over codebooks, or latents, by copy; actions by role."""
-        is_action = ((layout.role & int(Role.ACTION)) != 0)[..., None]
-        acts = hasattr(self, "embed_done")
-        done = values
-        if acts:  # ids of actions are none of the frames' codes
-            values = values.masked_fill(is_action, 0)
-        if self.config.value == "code":
-            rows = self.embed_codes(values + self.code_offset).sum(-2)
-        else:
-            noisy = (layout.copy == Copy.NOISY)[..., None]
-            values = values.to(self.mask_row.dtype)
-            if self.config.level == "none":
-                rows = self.embed_latents(values)
-            else:
-                rows = torch.where(noisy, self.embed_noisy(values), self.embed_latents(values))
-        if acts:
-            rows = torch.where(is_action, self._embed_actions(done, is_action), rows)
-        if self.config.far_patch:
-            held = rows if self.config.value == "code" else values
-            rows = self._with_patches(rows, held, layout)
-        return torch.where(is_masked[..., None], self.mask_row.to(rows.dtype), rows)
-
-    def _embed_actions(self, values: Tensor, is_action: Tensor) -> Tensor:
-        """Embed what ACTION rows hold; other rows come out as anything."""
-        if self.config.action_codes:
-            ids = values[..., :1].masked_fill(~is_action, 0)
-            return self.embed_done(ids[..., 0].long())
-        return self.embed_done(values[..., : self.config.action_numbers].to(self.mask_row.dtype))
-
-    def _with_patches(self, rows: Tensor, held: Tensor, layout: Layout) -> Tensor:
-        """Embed COARSE rows by what the clean rows of their patch hold, side by side."""
-        coarse, members = coarse_members(layout, self.config.far_patch)
-        if not len(coarse):
-            return rows
-        patches = self.embed_patches(held[:, members].flatten(2))
-        return rows.index_copy(1, coarse, patches.to(rows.dtype))
-
-    def _places(self, layout: Layout) -> Tensor:
-        """Look up the learned absolute position of every row; COARSE rows have a mean one."""
-        source = layout.source.clamp_min(0)
-        places = self.position_table(source % self.config.num_sources)
-        if not self.config.far_patch:
-            return places
-        coarse, members = coarse_members(layout, self.config.far_patch)
-        return places.index_copy(0, coarse, places[members].mean(1)) if len(coarse) else places
-
-    def _rows(
-        self, values: Tensor, is_masked: Tensor, layout: Layout, prompt: PreparedPrompt,
-        structure: Tensor | None = None,
-    ) -> Tensor:  # fmt: skip
-        """Assemble the input of the first layer: prompt rows where source < 0, data elsewhere."""
-        runs = row_runs(layout)
-        copies = self.copy_table[runs[0].copy if len(runs) == 1 else layout.copy]
-        x = self._embed(values, is_masked, layout)
-        x = x + self._places(layout) + copies
-        if self.config.position == "periodic":
-            place = period_features(layout.position[:, 0], self.config.dim, self.config.period)
-            x = x + place.to(x.dtype)
-        if structure is not None:
-            shown = self.embed_structure(structure.to(x.dtype))
-            x = x + torch.where((layout.copy == Copy.NOISY)[:, None], shown, 0.0)
-        if self.config.num_orders:
-            turn = self.order_table(layout.order.clamp(0, self.config.num_orders - 1))
-            x = x + torch.where(is_masked[..., None], turn, 0.0)
-        if prompt.prefix is None or all(run.is_data for run in runs):
-            return x
-        is_data = layout.source >= 0
-        # Prompt rows count -rows..-1 in `order`.
-        slot = (layout.order + self.config.num_prompt_rows).clamp(
-            0, self.config.num_prompt_rows - 1
-        )
-        slot = slot.expand(x.shape[0], -1)
-        index = slot[..., None].expand(-1, -1, x.shape[-1])
-        return torch.where(is_data[..., None], x, prompt.prefix.to(x.dtype).gather(1, index))
-
     def _vector(
         self, run: Run, level: Tensor, prompt: PreparedPrompt, actions: Tensor | None
     ) -> Tensor:
@@ -337,8 +227,7 @@ class BlockTransformer(ModelMixin, ConfigMixin):
         dim = self.config.dim
         vector = torch.zeros(1, 1, dim, device=self.mask_row.device, dtype=self.mask_row.dtype)
         if self.config.level == "adaln" and run.copy == Copy.NOISY:
-            told = level if level.shape[-1] == 1 else level[..., run.start : run.stop]
-            vector = self.embed_level(self._level_features(told).to(vector.dtype))
+            vector = self.embed_level(self._level_features(level).to(vector.dtype))
             vector = vector if vector.ndim == 3 else vector[None]
         if prompt.pooled is not None and run.is_data and run.copy in self.copies_modulated:
             vector = vector + prompt.pooled[:, None]
@@ -355,20 +244,24 @@ class BlockTransformer(ModelMixin, ConfigMixin):
     ) -> Told:
         """Modulation of the rows of one kind.
 
-        Without gradients it is a function of the prompt and the kind, unless the rows are told
-        their noise level or an action; then it is remembered with the prompt.
+        Without gradients it is a function of the prompt, the kind and, where all rows stand at one
+        noise level, of that level, unless the rows are told an action; then it is remembered with
+        the prompt: every block of a rollout goes through the same levels.
         """
         by_level = self.config.level == "adaln" and run.copy == Copy.NOISY
-        kind = (run.copy, run.is_data)
         by_action = actions is not None and run.is_data
-        keeps = not by_level and not by_action and not torch.is_grad_enabled()
+        level = level[..., run.start : run.stop] if level.shape[-1] > 1 else level
+        only = common_level(level) if by_level else 0.0
+        level = level if only is None else level[..., :1]
+        kind = (run.copy, run.is_data, only)
+        keeps = only is not None and not by_action and not torch.is_grad_enabled()
         if keeps and kind in prompt.memo:
             return prompt.memo[kind]
         vector = self._vector(run, level, prompt, actions)
         six = rearrange(self.to_modulation(vector), "... (six d) -> ... six d", six=6)
         shift, scale = self.to_final(vector).chunk(2, dim=-1)
         told = Told(run.copy, six, (shift, 1 + scale))
-        if keeps:
+        if keeps and len(prompt.memo) < MOST_REMEMBERED:
             prompt.memo[kind] = told
         return told
 

@@ -404,7 +404,7 @@ class ModelDecoder:
             values, is_masked = (
                 t.repeat(branches, 1, *[1] * (t.ndim - 2)) for t in (values, is_masked)
             )
-            level = level.repeat(branches, 1)
+            level = level if level.ndim == 1 else level.repeat(branches, 1)
         told, poses = split_poses(self.model.recipe, self.actions)
         if told is not None:
             told = frame_actions(told, layout, self.cells, self.shift)
@@ -455,12 +455,11 @@ class ModelDecoder:
 
     def predict(self, hidden: Tensor, row: Row) -> Tensor:
         """Predict velocity or noise, guided."""
-        cond, uncond = self._split(hidden)
         head = cast("RowHead", self.model.head)  # the rollout asks where `per_level` says so
-        predicted = head.predict(cond)
+        predicted, uncond = self._split(head.predict(hidden))
         if uncond is None:
             return predicted
-        return guided(predicted, head.predict(uncond), row.guidance_scale)
+        return guided(predicted, uncond, row.guidance_scale)
 
 
 __all__ = ["GenerativeModel", "ModelDecoder", "allowed_codes", "head_settings", "repeat_prompt"]

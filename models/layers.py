@@ -43,6 +43,23 @@ def level_features(
     return functional.pad(torch.cat((angle.cos(), angle.sin()), -1), (0, dim - 2 * half))
 
 
+MOST_REMEMBERED = 128
+"""Modulations that one prompt remembers: kinds of rows times noise levels of a schedule."""
+
+
+def common_level(level: Float[Tensor, "*items rows"]) -> float | None:
+    """Return the noise level that all rows of all items share, or None.
+
+    Levels with an axis of items are not looked into: whether they agree would depend on who else
+    is in the batch. Neither are those on a GPU, which reading a number stalls, nor those that
+    gradients go through.
+    """
+    if level.ndim != 1 or level.device.type != "cpu" or torch.is_grad_enabled():
+        return None
+    low, high = level.aminmax()
+    return float(low) if bool(low == high) else None
+
+
 def rms_norm(x: Float[Tensor, "*lead dim"]) -> Float[Tensor, "*lead dim"]:
     """Divide by the root mean square of the last axis (no gain: modulation supplies it)."""
     return torch.rms_norm(x, (x.shape[-1],), None, 1e-6)

@@ -152,11 +152,10 @@ def swing_to(
         The rotations after, and the joints they give.
     """
     offsets = torch.as_tensor(skeleton.offsets.copy(), dtype=world.dtype, device=world.device)
-    turned, places = [world[:, 0]], [target[:, 0]]
-    for joint in range(1, len(skeleton)):
-        start = places[skeleton.parents[joint]]
-        bone = rotate(world[:, joint], offsets[joint])
-        swing = between(bone, target[:, joint] - start)
-        turned.append(unit(multiply(swing, world[:, joint])))
-        places.append(start + rotate(turned[joint], offsets[joint]))
-    return torch.stack(turned, dim=1), torch.stack(places, dim=1)
+    turned, places = world.clone(), target.clone()
+    for joints, parents in skeleton.generations:
+        start, own = places[:, parents], world[:, joints]
+        swing = between(rotate(own, offsets[joints]), target[:, joints] - start)
+        turned[:, joints] = unit(multiply(swing, own))
+        places[:, joints] = start + rotate(turned[:, joints], offsets[joints])
+    return turned, places

@@ -17,6 +17,7 @@ Invariants: parents stand before their children and joint 0 is the only root.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from importlib import resources
 from typing import Any
 
@@ -107,6 +108,18 @@ class Skeleton:
     def children(self, joint: int) -> list[int]:
         """Return the joints that hang on one joint, in order."""
         return [child for child, parent in enumerate(self.parents) if parent == joint]
+
+    @cached_property
+    def generations(self) -> list[tuple[list[int], list[int]]]:
+        """Joints by their distance from the root, which is left out, each list with the parents."""
+        depth = [0] * len(self)
+        for joint, parent in enumerate(self.parents):
+            depth[joint] = 0 if parent < 0 else depth[parent] + 1
+        return [
+            (group, [self.parents[joint] for joint in group])
+            for level in range(1, max(depth) + 1)
+            if (group := [joint for joint, own in enumerate(depth) if own == level])
+        ]
 
     def rest_joints(self) -> Float[np.ndarray, "joints 3"]:
         """Return the places of all joints in the rest pose, float64, metres."""
@@ -219,11 +232,11 @@ def world_rotations(
     skeleton: Skeleton, local: Float[Tensor, "*batch joints 4"]
 ) -> Float[Tensor, "*batch joints 4"]:
     """Turn parent-relative rotations into rotations against the rest pose in the world."""
-    world: list[Tensor] = []
-    for joint, parent in enumerate(skeleton.parents):
-        own = local[..., joint, :]
-        world.append(own if parent < 0 else multiply(world[parent], own))
-    return torch.stack(world, dim=-2)
+    world = local
+    for joints, parents in skeleton.generations:
+        turned = multiply(world[..., parents, :], local[..., joints, :])
+        world = world.index_copy(-2, torch.tensor(joints, device=world.device), turned)
+    return world
 
 
 def local_rotations(
@@ -254,7 +267,8 @@ def forward_kinematics(
     world = world_rotations(skeleton, rotations)
     offsets = torch.as_tensor(skeleton.offsets.copy(), dtype=world.dtype, device=world.device)
     bones = rotate(world, offsets)
-    places = [root]
-    for joint in range(1, len(skeleton)):
-        places.append(places[skeleton.parents[joint]] + bones[..., joint, :])
-    return torch.stack(places, dim=-2)
+    places = torch.cat((root[..., None, :], bones[..., 1:, :]), dim=-2)
+    for joints, parents in skeleton.generations:
+        placed = places[..., parents, :] + bones[..., joints, :]
+        places = places.index_copy(-2, torch.tensor(joints, device=world.device), placed)
+    return places

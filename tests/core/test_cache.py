@@ -173,6 +173,19 @@ def test_evict_keeps_the_window_own_counted_and_the_sinks(window, sink, left):
     assert cache.log[-1]["op"] == "evict" and cache.log[-1]["tokens"] == dropped
 
 
+def test_evicting_again_looks_only_when_something_came():
+    cache = make()
+    append(cache, rows(6), 1)
+    assert cache.evict(window=3, next_block=6) == 4
+    count = len(cache.log)
+    assert cache.evict(window=3, next_block=6) == 0 and len(cache.log) == count
+    assert cache.evict(window=3, next_block=7) == 1
+    saved = cache.snapshot()
+    assert cache.evict(window=3, next_block=8) == 1
+    cache.restore(saved)
+    assert cache.evict(window=3, next_block=8) == 1
+
+
 def test_sink_role_is_never_evicted_and_windows_are_checked():
     cache = make()
     role = torch.tensor([0, int(Role.SINK), 0, 0])

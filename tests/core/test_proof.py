@@ -18,7 +18,6 @@ from blockloom.core.rollout import Rollout
 from blockloom.core.rules import rule
 from blockloom.core.sampling import item_generator
 from blockloom.models import layers
-from blockloom.models.layers import level_features
 
 EXACT, WRONG = 1e-10, 1e-3
 PROMPTS = ["a red cat", "blue dog"]
@@ -150,16 +149,16 @@ def open_rollout(plan, decoder, contents, **how):
 def test_telling_clean_rows_the_noise_level(tiny, monkeypatch):
     """One modulation for both copies: clean rows then change with every level."""
     model, plan, _, contents = setup(tiny, "image/acdit", "cache.write=separate")
-    plain = model.backbone._vector
+    plain = model.backbone._told
 
     def shared(run, level, prompt, actions):
-        vector = plain(run, level, prompt, actions)
-        if run.copy == Copy.CLEAN and run.is_data:
-            now = level_features(level.max().reshape(1, 1), model.backbone.config.dim)
-            vector = vector + model.backbone.embed_level(now.to(vector.dtype))
-        return vector
+        if run.copy != Copy.CLEAN or not run.is_data:
+            return plain(run, level, prompt, actions)
+        highest = level.max().expand_as(level)
+        told = plain(run._replace(copy=int(Copy.NOISY)), highest, prompt, actions)
+        return replace(told, copy=int(Copy.CLEAN), layers={})
 
-    monkeypatch.setattr(model.backbone, "_vector", shared)
+    monkeypatch.setattr(model.backbone, "_told", shared)
     trained = training_forward(plan, tiny.decoder(model, PROMPTS), contents)
     passes = decode_forward(plan, tiny.decoder(model, PROMPTS), contents)
     assert worst(trained, passes) > WRONG

@@ -64,6 +64,34 @@ def test_gradients_stay_inside_the_visibility_cone(tiny, setup, monkeypatch):
         assert bool(touched[earlier].all())
 
 
+@torch.no_grad()
+def test_a_common_noise_level_is_worked_out_once_and_read_as_if_told_row_by_row(tiny):
+    model = tiny.model("image/acdit", dtype=torch.float64, std=0.3)
+    plan = build_plan(model.recipe, tiny.height, tiny.width)
+    layout, values, masked, level = training_pass(tiny, model, plan, items=2)
+    lowered = lower(plan.table, layout, layout, backend="dense")
+    prompt = prompt_vectors(model, ["a red cat", "blue dog"])
+
+    def run(level, items=slice(None)):
+        own = prompt_vectors(model, ["a red cat", "blue dog"][items])
+        given = prompt if items == slice(None) else own
+        return model.backbone(values[items], masked[items], layout, level, given, lowered)
+
+    plain = run(level)
+    kinds = len(prompt.memo)  # clean rows are told no level
+    once = run(level[0])
+    assert len(prompt.memo) == kinds + 1
+    torch.testing.assert_close(once, plain, rtol=0, atol=1e-12)
+    assert torch.equal(run(level[0]), once) and len(prompt.memo) == kinds + 1
+    assert torch.equal(run(level[0], slice(1, 2)), once[1:])  # whoever else is in the batch
+    lower_noise = torch.where(level[0] > 0, 0.25, 0.0).to(level)
+    assert not torch.equal(run(lower_noise), once) and len(prompt.memo) == kinds + 2
+    mixed = level[0].clone()
+    mixed[-1] = 0.25
+    run(mixed)
+    assert len(prompt.memo) == kinds + 2  # rows at several levels are told row by row
+
+
 def test_rotated_and_unrotated_keys_give_the_same_states(tiny):
     errors = []
     for keys in ("rotated", "unrotated"):

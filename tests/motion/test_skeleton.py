@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from blockloom.core.errors import DataError, UsageError
-from blockloom.motion.rotations import about_axis, identity, unit
+from blockloom.motion.rotations import about_axis, identity, multiply, rotate, unit
 from blockloom.motion.skeleton import (
     HUMAN22,
     Skeleton,
@@ -69,6 +69,26 @@ def test_rest_pose_and_world_rotations() -> None:
     rest = torch.from_numpy(HUMAN22.rest_joints())
     still = forward_kinematics(HUMAN22, identity(22, like=rest), rest[0])
     torch.testing.assert_close(still, rest, rtol=0, atol=1e-12)
+
+
+def test_generations_at_once_equal_joint_by_joint() -> None:
+    generator = torch.Generator().manual_seed(1)
+    rotations = unit(torch.randn(5, 22, 4, generator=generator, dtype=torch.float64))
+    root = torch.randn(5, 3, generator=generator, dtype=torch.float64)
+    offsets = torch.from_numpy(HUMAN22.offsets.copy())
+    world, places = [rotations[:, 0]], [root]
+    for joint in range(1, 22):
+        parent = HUMAN22.parents[joint]
+        world.append(multiply(world[parent], rotations[:, joint]))
+        places.append(places[parent] + rotate(world[joint], offsets[joint]))
+    for fast, slow in (
+        (world_rotations(HUMAN22, rotations), world),
+        (forward_kinematics(HUMAN22, rotations, root), places),
+    ):
+        torch.testing.assert_close(fast, torch.stack(slow, dim=1), rtol=0, atol=1e-14)
+    assert sorted(joint for group, _ in HUMAN22.generations for joint in group) == [*range(1, 22)]
+    alone = skeleton_from_dict({"joints": [{"name": "hips", "parent": None, "offset": [0, 1, 0]}]})
+    assert alone.generations == []
 
 
 def test_batches_equal_singles_and_gradients_flow() -> None:
