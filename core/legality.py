@@ -456,6 +456,10 @@ def _video_errors(recipe: "Recipe") -> list[str]:
         errors.append('condition.actions needs layout.kind = "frames"; set condition.actions to 0')
     if recipe.train.mirror and recipe.modality != "motion":
         errors.append(f'train.mirror with modality = "{recipe.modality}"; set train.mirror = false')
+    if recipe.train.wordings and recipe.modality != "motion":
+        errors.append(f'train.wordings with modality = "{recipe.modality}"; set train.wordings = 0')
+    if recipe.train.synonyms and not recipe.train.wordings:
+        errors.append("train.synonyms with train.wordings = 0; set train.wordings to 1 or more")
     in_time = recipe.modality in ("video", "motion")
     if in_time != is_video:
         kind = "frames" if in_time else "grid"

@@ -297,6 +297,8 @@ class TrainSpec(Section):
     (the part before the first comma). `pad` lets windows go on behind the end of their clip, so
     that short clips are trained on; of what stands there nothing is known, and nothing is learned.
     `mirror` adds every training motion with left and right swapped, in its caption too.
+    `wordings` tells every motion's caption in so many other ways besides ("a person walks" for
+    "walk"), and in further captions that `synonyms` names for it.
     """
 
     steps: int = Field(1000, ge=1)
@@ -313,6 +315,8 @@ class TrainSpec(Section):
     balance: Literal["none", "caption", "subject"] = "none"
     pad: bool = False
     mirror: bool = False
+    wordings: int = Field(0, ge=0, le=15)
+    synonyms: dict[str, list[str]] = Field(default_factory=dict)
 
 
 class DistillSpec(Section):

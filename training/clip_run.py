@@ -36,6 +36,7 @@ from .distill import DistillStage
 from .loop import TrainConfig
 from .objective import ModelStage
 from .tokenizer_stage import save_half, train_tokenizer
+from .wordings import wordings
 
 logger = logging.getLogger(__name__)
 TOKENIZER_STEPS = 3
@@ -241,7 +242,7 @@ def stage_of_clips(
             tokens.windows.num_short, len(clips), model.recipe.layout.frames,
         )  # fmt: skip
     tokens.windows = balanced(tokens.windows, clips, model.recipe.train.balance)
-    prompts: Any = ClipPrompts(model.text_encoder.tokenize(clips.captions), tokens.windows)
+    prompts = _prompts(model, clips, tokens)
     width = model.recipe.condition.actions
     actions: Any = None
     if width:
@@ -253,3 +254,13 @@ def stage_of_clips(
     distill = model.recipe.distill
     stage = ModelStage if distill is None else DISTILLING[distill.method]
     return stage(model, tokens, prompts, clips.captions, actions)
+
+
+def _prompts(model: GenerativeModel, clips: ClipDataset, tokens: Any) -> Any:
+    """Tell every window its caption, or, where there are several wordings, once in each."""
+    settings = model.recipe.train
+    said = wordings(clips.captions, settings.wordings, settings.synonyms)
+    ids = torch.cat([model.text_encoder.tokenize(captions) for captions in said])
+    count, ways = len(tokens.windows), len(said)
+    tokens.windows = tokens.windows.take(torch.arange(count).repeat(ways))
+    return ClipPrompts(ids, tokens.windows, torch.arange(ways).repeat_interleave(count))

@@ -189,20 +189,31 @@ class ClipActions:
 class ClipPrompts:
     """The prompt of the clip a window lies in, kept once per clip."""
 
-    def __init__(self, ids: Int[Tensor, "clips words features"], windows: ClipWindows) -> None:
+    def __init__(
+        self,
+        ids: Int[Tensor, "clips words features"],
+        windows: ClipWindows,
+        wording: Int[Tensor, " windows"] | None = None,
+    ) -> None:
         """Join tokenised captions and windows.
 
         Args:
-            ids: One row per clip.
+            ids: One row per clip; of several wordings those of all clips, one wording after the
+                other.
             windows: Windows of these clips.
+            wording: Which wording every window is told in; None = the only one.
         """
         self.ids, self.windows = ids.to(windows.start.device), windows
+        self.row = windows.clip
+        if wording is not None:
+            clips = len(ids) // (int(wording.max()) + 1)
+            self.row = windows.clip + clips * wording.to(windows.clip.device)
 
     def __getitem__(self, indices: Tensor | slice) -> Int[Tensor, "batch words features"]:
         """Gather the prompts of windows."""
         if isinstance(indices, Tensor):
-            indices = indices.to(self.windows.clip.device)
-        return self.ids[self.windows.clip[indices]]
+            indices = indices.to(self.row.device)
+        return self.ids[self.row[indices]]
 
 
 class PixelWindows:

@@ -10,7 +10,7 @@ import torch
 from einops import rearrange
 
 from blockloom import cli
-from blockloom.core.errors import DataError
+from blockloom.core.errors import DataError, ModelError
 from blockloom.core.recipe import load_recipe
 from blockloom.motion.bvh_motion import motion_to_bvh
 from blockloom.motion.bvh_write import write_bvh
@@ -19,6 +19,7 @@ from blockloom.motion.features import human_features, recover, start_of
 from blockloom.motion.rotations import about_axis, multiply
 from blockloom.motion.skeleton import HUMAN22, world_rotations
 from blockloom.tokenizers.video_build import build_video_tokenizer, load_video_tokenizer
+from blockloom.training.clip_run import clip_model_stage
 from blockloom.training.clips import ClipDataset
 from blockloom.training.motion_archive import (
     convert_motions,
@@ -28,7 +29,8 @@ from blockloom.training.motion_archive import (
     with_mirror,
 )
 from blockloom.training.motion_run import load_motion_data, reconstruction_errors
-from blockloom.training.run import train
+from blockloom.training.run import initial_model, train
+from blockloom.training.wordings import worded
 
 LEFT_ELBOW, LEFT_WRIST, RIGHT_WRIST = 18, 20, 21
 
@@ -224,6 +226,38 @@ def test_the_tokenizer_stage_measures_trains_and_reports_millimetres(archive, tm
     # The model stage finds it and trains no tokenizer.
     again = train(recipe, archive, tmp_path / "run", stage="model", steps=1, progress=False)
     assert "tokenizer" not in again and again["model"]["step"] == 1
+
+
+def test_every_window_is_told_in_every_wording(archive, tmp_path):
+    changes = [
+        "train.wordings=2",
+        "train.synonyms={wave the left hand: [hail a cab]}",
+        "train.pad=true",
+    ]
+    recipe = load_recipe("motion/t2m_gpt", [TINY[0] % "motion_vq", *TINY[1:], *changes])
+    tokenizer = build_video_tokenizer({"kind": "motion_vq", "width": 16, "dilations": [1]}).eval()
+    clips = load_motion_data(recipe, archive, tokenizer)
+    model = initial_model(recipe, tokenizer, 0)
+    stage = clip_model_stage(model, tokenizer, clips, tmp_path)
+    seen = clips.only("train")
+    assert stage.num_items % 3 == 0
+    plain = stage.num_items // 3
+    owners = stage.values.windows.clip
+    for way in range(3):
+        items = torch.arange(way * plain, (way + 1) * plain)
+        assert torch.equal(stage.values[items], stage.values[torch.arange(plain)])
+        synonyms = recipe.train.synonyms
+        told = [worded(text, way, synonyms.get(text, ())) for text in seen.captions]
+        assert (
+            told[0]
+            == ("wave the left hand", "a person hails a cab", "someone waves the left hand")[way]
+        )
+        wanted = model.text_encoder.tokenize([told[clip] for clip in owners[items]])
+        assert torch.equal(stage.prompt_ids[items], wanted)
+    with pytest.raises(ModelError, match=r"train\.synonyms with train\.wordings = 0"):
+        load_recipe("motion/t2m_gpt", ["train.synonyms={walk: [stroll]}"])
+    with pytest.raises(ModelError, match=r'train\.wordings with modality = "video"'):
+        load_recipe("video/acdit", ["train.wordings=2"])
 
 
 def test_a_tokenizer_run_that_is_cut_off_goes_on_to_the_same_weights(archive, tmp_path):
