@@ -43,7 +43,7 @@ RATIO_LINE, FIRST_LINE, GROWTH_LINE = 5.0, 150.0, 4.0
 TOKEN_BY_TOKEN = ("motion/t2m_gpt", "motion/mogo", "motion/mogo_levels")
 """Recipes whose published code runs the peer's loop; the line is theirs. Others stand beside."""
 RECIPES = ("motion/t2m_gpt", "motion/mogo_levels", "motion/block_flow")
-PROMPT = "a person walks forward"
+PROMPT = "walk"
 
 
 def build_pipe(recipe: str, overrides: list[str], device: torch.device) -> MotionPipeline:
@@ -125,28 +125,42 @@ def long_run(pipe: MotionPipeline, frames: int) -> dict[str, float]:
 def run(
     device: torch.device, *, dim: int = 256, layers: int = 6, heads: int = 4, width: int = 256,
     seconds: float = 10.0, long_seconds: float = 60.0, repeats: int = 3,
-    recipes: tuple[str, ...] = RECIPES,
+    recipes: tuple[str, ...] = RECIPES, models: tuple[str, ...] = (),
 ) -> list[Row]:  # fmt: skip
-    """Measure every recipe: streaming against recomputing, first poses, a long motion."""
+    """Measure every recipe, untrained at one size, and every stored model."""
     rows = []
     for recipe in recipes:
         sizes = [f"backbone.dim={dim}", f"backbone.layers={layers}", f"backbone.heads={heads}"]
         pipe = build_pipe(recipe, [*sizes, f"tokenizer.width={width}"], device)
-        shape = {"recipe": recipe, "dim": dim, "layers": layers, "width": width,
-                 "seconds": seconds}  # fmt: skip
-        step = pipe.tokenizer.step_frames * pipe.frames_per_block
-        frames, long = (round(s * FPS / step) * step for s in (seconds, long_seconds))
         name = f"M-{recipe.removeprefix('motion/')}"
-        rows.append(_stream_row(pipe, frames, name, shape, device, repeats))
-        latencies = [first_pose(pipe, frames) for _ in range(2 * repeats + 1)]
-        cpu, wall = (statistics.median(side) for side in zip(*latencies, strict=True))
-        rows.append(_plain_row(f"{name}-first", "milliseconds to the first poses", cpu, FIRST_LINE,
-                               device, shape, wall_milliseconds=wall))  # fmt: skip
-        if goes_on(pipe.model):
-            told = long_run(pipe, long)
-            rows.append(_plain_row(f"{name}-flat", "MiB more at the end of a long motion",
-                                   told["growth_mib"], GROWTH_LINE, device,
-                                   shape | {"seconds": long_seconds}, **told))  # fmt: skip
+        rows += measure(name, recipe, pipe, device, seconds, long_seconds, repeats)
+    for model in models:
+        pipe = MotionPipeline.from_pretrained(model).to(device)
+        pipe.set_progress_bar_config(disable=True)
+        rows += measure(f"M-{model}", model, pipe, device, seconds, long_seconds, repeats)
+    return rows
+
+
+def measure(
+    name: str, what: str, pipe: MotionPipeline, device: torch.device, seconds: float,
+    long_seconds: float, repeats: int,
+) -> list[Row]:  # fmt: skip
+    """Measure streaming against recomputing, first poses and a long motion."""
+    config = pipe.model.backbone.config
+    shape = {"recipe": what, "dim": config.dim, "layers": config.num_layers,
+             "width": dict(pipe.tokenizer.config).get("width"), "seconds": seconds}  # fmt: skip
+    step = pipe.tokenizer.step_frames * pipe.frames_per_block
+    frames, long = (round(s * FPS / step) * step for s in (seconds, long_seconds))
+    rows = [_stream_row(pipe, frames, name, shape, device, repeats)]
+    latencies = [first_pose(pipe, frames) for _ in range(2 * repeats + 1)]
+    cpu, wall = (statistics.median(side) for side in zip(*latencies, strict=True))
+    rows.append(_plain_row(f"{name}-first", "milliseconds to the first poses", cpu, FIRST_LINE,
+                           device, shape, wall_milliseconds=wall))  # fmt: skip
+    if goes_on(pipe.model):
+        told = long_run(pipe, long)
+        rows.append(_plain_row(f"{name}-flat", "MiB more at the end of a long motion",
+                               told["growth_mib"], GROWTH_LINE, device,
+                               shape | {"seconds": long_seconds}, **told))  # fmt: skip
     return rows
 
 
@@ -187,12 +201,16 @@ def main(argv: list[str] | None = None) -> int:
     """Run, print a line per row, write the report; 0 when every row passed."""
     parser = argparse.ArgumentParser(description="Motion streamed beside a loop without a cache")
     parser.add_argument("--recipes", nargs="*", default=list(RECIPES))
+    parser.add_argument("--models", nargs="*", default=[], help="stored models to measure, too")
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--out", type=Path, help="where the JSON goes")
     args = parser.parse_args(argv)
     torch.set_num_threads(1)
     warnings.filterwarnings("ignore", module="transformers")
-    rows = run(torch.device("cpu"), repeats=args.repeats, recipes=tuple(args.recipes))
+    rows = run(
+        torch.device("cpu"), repeats=args.repeats, recipes=tuple(args.recipes),
+        models=tuple(args.models),
+    )  # fmt: skip
     for row in rows:
         value = row.notes.get("value", row.ratio)
         verdict = {None: "-", True: "pass", False: "FAIL"}[row.passed]

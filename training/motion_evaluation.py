@@ -40,6 +40,7 @@ from .text_motion import (
     save_text_motion,
     train_text_motion,
 )
+from .wordings import inflected
 
 logger = logging.getLogger(__name__)
 SHOWN, POSES, STRIP_HEIGHT = 6, 8, 192
@@ -180,8 +181,14 @@ class _Measured:
         rng = np.random.default_rng(self.settings.seed)
         found = nearest_captions(self.texts, self.train.captions)
         usual = self._usual_pose()
+        told = {"generated": self.texts}
+        if self.model.recipe.train.wordings:  # a subject that no wording of training has
+            told["generated_in_other_words"] = [
+                f"somebody {inflected(text, 'tells')}" for text in self.texts
+            ]
         return {
-            "generated": self._drawn(self.texts, lengths, self.settings.seed),
+            **{name: self._drawn(texts, lengths, self.settings.seed)
+               for name, texts in told.items()},
             "real_held_out": self.real,
             "tokenizer_reconstruction": recoded_motions(self.tokenizer, self.real),
             "nearest_training_text": [

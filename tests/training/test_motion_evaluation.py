@@ -106,6 +106,16 @@ def test_a_tokenizer_that_loses_nothing_returns_motions_of_any_length(flow, mask
     assert [len(motion) for motion in recoded_motions(masked[1], motions)] == [1, 6, 7]
 
 
+def test_models_of_many_wordings_are_asked_in_one_they_do_not_know(report, clips):
+    parts = parts_of("motion/block_flow", clips, "cache.window=3", "train.wordings=1",
+                     kind="features")  # fmt: skip
+    table = evaluate_motions(*parts, clips, report[1], SETTINGS, "rules.npz")["table"]
+    for line in ("mm_distance", "frechet_distance"):
+        assert "generated_in_other_words" not in report[0]["table"][line]
+        assert table[line]["generated"] == report[0]["table"][line]["generated"]
+        assert table[line]["generated_in_other_words"] != table[line]["generated"]
+
+
 def test_what_is_generated_stands_beside_real_motion_and_copies(report, clips):
     result, _ = report
     json.dumps(result, allow_nan=False)
