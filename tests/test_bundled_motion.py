@@ -40,6 +40,8 @@ def test_the_card_states_what_eval_measured():
         assert f"{table['frechet_distance'][who]['value']:.2f}" in card
     for error in ("mpjpe_mm", "mpjpe_root_aligned_mm"):
         assert f"{measured['reconstruction'][error]['value']:.1f} mm" in card
+    others = table["r_precision_top_1"]["generated_in_other_words"]["value"]
+    assert f"asked in other words | {others:.2f}" in card
     assert measured["evaluator"]["hash"] in card
     for word in ("HDM05", "mocap.cs.cmu.edu", "CC0", "CC BY-SA 3.0", "Apache", "CPU"):
         assert word in card
@@ -63,6 +65,14 @@ def test_bodies_do_what_the_words_say(pipe):
     assert lowest_pelvis(squat) < 0.75 < 0.9 < min(lowest_pelvis(walk), lowest_pelvis(arms))
     wrists = [20, 21]
     assert (arms[:, wrists, 1].max(0) > arms[:, 15, 1].min()).all()  # hands go above the head
+
+
+def test_they_do_it_told_of_somebody_too(pipe):
+    texts = ["a person walks forward", "somebody does one squat", "a child sits down"]
+    motions = pipe([[text] for text in texts], seconds=2.4, seed=0).motions
+    walk, squat, sits = (motion.joints for motion in motions)
+    assert way(walk) > 1.2 > 0.6 > max(way(squat), way(sits))
+    assert max(lowest_pelvis(squat), lowest_pelvis(sits)) < 0.8 < 0.9 < lowest_pelvis(walk)
 
 
 def test_bones_keep_their_lengths_and_feet_find_the_floor(pipe):
