@@ -104,9 +104,16 @@ class ControlReport:
 
 
 def controls(recipe: Recipe) -> bool:
-    """Tell whether a recipe moves something: it acts by numbers, or motion is told observations."""
+    """Tell whether a recipe moves something.
+
+    It acts by numbers, or draws codes of motion and is told what is observed.
+
+    Args:
+        recipe: Any recipe.
+    """
     acts = recipe.acting is not None and recipe.acting.numbers > 0
-    return acts or (recipe.modality == "motion" and recipe.condition.actions > 0)
+    codes = recipe.modality == "motion" and recipe.head.kind == "categorical"
+    return acts or (codes and recipe.condition.actions > 0)
 
 
 def control_learning_check(
@@ -180,7 +187,7 @@ def require_arm(recipe: Recipe) -> None:
     if not controls(recipe):
         raise UsageError(
             f"recipe {recipe.name} moves nothing; set acting.numbers = {NUM_TORQUES}, or "
-            f"condition.actions = {NUM_OBSERVED} for motion"
+            f"condition.actions = {NUM_OBSERVED} for codes of motion"
         )
     acting, told = recipe.acting, recipe.condition.actions
     if acting is not None and acting.numbers != NUM_TORQUES:

@@ -84,12 +84,13 @@ class ToldReport:
 
 
 def is_told(recipe: Recipe) -> bool:
-    """Tell whether a motion recipe is told how others act, frame by frame.
+    """Tell whether a motion recipe is told how others act, frame by frame, and has no codes.
 
     Args:
         recipe: Any recipe.
     """
-    return recipe.modality == "motion" and (recipe.layout.given > 0 or recipe.condition.aligned)
+    aligned = recipe.condition.aligned and recipe.head.kind != "categorical"
+    return recipe.modality == "motion" and (recipe.layout.given > 0 or aligned)
 
 
 def told_learning_check(

@@ -19,6 +19,7 @@ EXPECTED = {
     "motion/timar": told_learning_check,
     "motion/faceformer": told_learning_check,
     "motion/control": control_learning_check,
+    "motion/star": control_learning_check,
 }
 
 
