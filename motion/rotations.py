@@ -90,10 +90,12 @@ def between(source: Vectors, target: Vectors) -> Quaternions:
     has_both = ((source != 0).any(-1, keepdim=True)) & ((target != 0).any(-1, keepdim=True))
     middle = source + target
     is_opposite = middle.norm(dim=-1, keepdim=True) < 8 * torch.finfo(source.dtype).eps
-    # The coordinate axis the source leans to least gives a safe axis of half a turn.
-    least = torch.eye(3, dtype=source.dtype, device=source.device)[source.abs().argmin(-1)]
-    side = unit(torch.linalg.cross(source, least))
-    middle = unit(torch.where(is_opposite, side, middle))
+    if bool(is_opposite.any()):
+        # The coordinate axis the source leans to least gives a safe axis of half a turn.
+        least = torch.eye(3, dtype=source.dtype, device=source.device)[source.abs().argmin(-1)]
+        side = unit(torch.linalg.cross(source, least))
+        middle = torch.where(is_opposite, side, middle)
+    middle = unit(middle)
     half = torch.cat(
         [(source * middle).sum(-1, keepdim=True), torch.linalg.cross(source, middle)], dim=-1
     )

@@ -131,7 +131,7 @@ class MotionCodeTokenizer(MotionAutoencoder):
             shape = (len(codes), self.code_dim, codes.shape[1])
             return codes.new_empty(shape, dtype=self.dtype)
         self._check_codes(codes)
-        return rearrange(self.lookup(codes), "b f c -> b c f").to(self.dtype)
+        return rearrange(self.lookup(codes), "b f c -> b c f").to(self.feature_mean.dtype)
 
     @property
     def code_dim(self) -> int:

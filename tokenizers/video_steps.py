@@ -263,7 +263,7 @@ class SteppedTokenizer(ABC):
     ) -> tuple[Tensor, Features]:
         run = self.encode_step if direction == "encode" else self.decode_step
         axis = _TIME_AXIS[direction]
-        outputs = [self._nothing(direction, joined)]
+        outputs = [] if sizes else [self._nothing(direction, joined)]
         start = 0
         for index, size in enumerate(sizes):
             # Kernels look at strides too, so every step gets plain contiguous tensors.
@@ -272,8 +272,6 @@ class SteppedTokenizer(ABC):
             output, features = run(inputs, kept, steps + index == 0)
             outputs.append(output)
             start += size
-        if len(outputs) > 1:
-            outputs = outputs[1:]
         return torch.cat(outputs, dim=3 - axis), {n: canonical(f) for n, f in features.items()}
 
     def _nothing(self, direction: Direction, joined: Tensor) -> Tensor:
