@@ -1,7 +1,7 @@
 """What stands in the rows before the first layer: values, places, copies, turns, prompt rows.
 
 The part of the backbone that turns codes, latents, actions and patches into rows of its width. It
-does not know layers, masks or noise schedules.
+runs no layers and does not know masks or noise schedules.
 """
 
 import math

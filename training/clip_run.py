@@ -242,7 +242,7 @@ def stage_of_clips(
             tokens.windows.num_short, len(clips), model.recipe.layout.frames,
         )  # fmt: skip
     tokens.windows = balanced(tokens.windows, clips, model.recipe.train.balance)
-    prompts = _prompts(model, clips, tokens)
+    tokens.windows, prompts = _in_every_wording(model, clips, tokens.windows)
     width = model.recipe.condition.actions
     actions: Any = None
     if width:
@@ -256,11 +256,13 @@ def stage_of_clips(
     return stage(model, tokens, prompts, clips.captions, actions)
 
 
-def _prompts(model: GenerativeModel, clips: ClipDataset, tokens: Any) -> Any:
-    """Tell every window its caption, or, where there are several wordings, once in each."""
+def _in_every_wording(
+    model: GenerativeModel, clips: ClipDataset, windows: ClipWindows
+) -> tuple[ClipWindows, Any]:
+    """Repeat the windows once per wording of their captions; with one wording they stay."""
     settings = model.recipe.train
     said = wordings(clips.captions, settings.wordings, settings.synonyms)
     ids = torch.cat([model.text_encoder.tokenize(captions) for captions in said])
-    count, ways = len(tokens.windows), len(said)
-    tokens.windows = tokens.windows.take(torch.arange(count).repeat(ways))
-    return ClipPrompts(ids, tokens.windows, torch.arange(ways).repeat_interleave(count))
+    count, ways = len(windows), len(said)
+    told = windows.take(torch.arange(count).repeat(ways))
+    return told, ClipPrompts(ids, told, torch.arange(ways).repeat_interleave(count))

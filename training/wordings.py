@@ -8,8 +8,7 @@ clips, no models and no drawing of batches.
 import re
 from collections.abc import Mapping, Sequence
 
-IRREGULAR = {"be": ("is", "being"), "have": ("has", "having"), "lie": ("lies", "lying"),
-             "die": ("dies", "dying"), "tie": ("ties", "tying")}  # fmt: skip
+IRREGULAR = {"be": ("is", "being"), "have": ("has", "having")}
 NO_VERBS = frozenset(("idle", "a", "an", "the", "one", "two", "left", "right", "both"))
 """Words behind a comma or "and" that are no verbs."""
 WAYS = (
@@ -22,7 +21,8 @@ WAYS = (
     "a man {tells}",
     "a woman {tells}",
 )
-"""Ways to say it, `tells` in the third person and `does` in the progressive form."""
+"""Ways to say it, `tells` in the third person and `does` in the progressive form; plain twice, so
+that synonyms come plain as well."""
 
 
 def third_person(verb: str) -> str:
@@ -38,6 +38,8 @@ def progressive(verb: str) -> str:
     """Inflect a verb: walk, dance, run -> walking, dancing, running."""
     if verb in IRREGULAR:
         return IRREGULAR[verb][1]
+    if verb.endswith("ie"):
+        return f"{verb[:-2]}ying"
     if re.search(r"[^eoy]e$", verb):
         return f"{verb[:-1]}ing"
     # One syllable that ends in consonant, vowel, consonant doubles the last.
