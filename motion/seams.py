@@ -1,14 +1,15 @@
 """Where made frames meet given ones: poses that flow into each other, paths that arrive.
 
-What a model makes does not begin exactly where given frames end. The made frame at the border is
-moved to where the given ones were heading, and what that took is let go over a few frames (known as
-inertialization in animation); and a made piece between two given ones is bent until it ends where
-the second begins.
+What a model makes does not begin exactly where given frames end, nor move as they do. Made frames
+at a border are moved to where the given ones were heading, as fast as these were, and what that
+took is let go over a few frames (known as inertialization in animation); and a made piece between
+two given ones is bent until it ends where the second begins.
 
 It does not know models. Features are those of `features.py`.
 """
 
 import math
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -19,6 +20,8 @@ from .features import Start, advance
 
 REACH = 10
 """Frames over which an error at a border is let go: half a second at 20 fps."""
+ROOT = 3
+"""First features, the root's turn and way to the next frame: paces, not places."""
 
 
 def fading(first: int, count: int, reach: int = REACH) -> Float[Tensor, " count"]:
@@ -37,25 +40,64 @@ def fading(first: int, count: int, reach: int = REACH) -> Float[Tensor, " count"
     return 0.5 * (1 + torch.cos(math.pi * place.clamp(max=1.0)))
 
 
+class Border(NamedTuple):
+    """What the made frames at a border lack, counted away from it.
+
+    Attributes:
+        error: What the first made frame should be, less what it is.
+        pace: How much more each frame should differ from the one before it than it does.
+    """
+
+    error: Float[Tensor, " features"]
+    pace: Float[Tensor, " features"]
+
+
+def border(given: Float[Tensor, "given features"], made: Float[Tensor, "made features"]) -> Border:
+    """Compare where given frames are heading with where made ones begin.
+
+    Both count away from the given ones; turn them round where the made frames come first. The pose
+    should go on at the pace of the last two given frames, the root's turn and way as they were.
+
+    Args:
+        given: At least the last frame; of more than one, the last two count.
+        made: At least the first frame.
+    """
+    heading, begins = _pace(given[-2:]), _pace(made[:2])
+    error = given[-1] + heading - made[0]
+    pace = heading - begins if min(len(given), len(made)) > 1 else torch.zeros_like(error)
+    error[:ROOT] = given[-1, :ROOT] - made[0, :ROOT]
+    pace[:ROOT] = 0
+    return Border(error, pace)
+
+
+def _pace(rows: Float[Tensor, "rows features"]) -> Float[Tensor, " features"]:
+    return rows[-1] - rows[0]
+
+
 def take_out(
     features: Float[Tensor, "frames features"],
-    error: Float[Tensor, " features"],
+    lacking: Border,
     first: int = 0,
     reach: int = REACH,
 ) -> Float[Tensor, "frames features"]:
     """Add what a border needs to frames behind it: all of it at first, nothing after `reach`.
 
-    Turn and way of the root are left as they are: they are no pose.
+    With e the error, p the pace and w a weight that falls from 1 to 0 over `reach` frames, frame t
+    gets w(t) (e + t p), so that place and pace agree at the border; turn and way of the root are
+    paces themselves and have p = 0.
 
     Args:
-        features: The frames.
-        error: What the first frame behind the border should be, less what it is.
+        features: The frames, counted away from the border.
+        lacking: As `border` finds it.
         first: Frames between the border and `features`.
         reach: Frames until nothing is added.
+
+    Source: inertialization (Bollo, "Inertialization: high-performance animation transitions in
+    'Gears of War'", GDC 2018); differs: raised cosines instead of its quintic.
     """
-    wanted = error.to(torch.float64).clone()
-    wanted[:3] = 0
-    return features + fading(first, len(features), reach)[:, None] * wanted
+    time = torch.arange(first, first + len(features), dtype=torch.float64)[:, None]
+    weight = fading(first, len(features), reach)[:, None]
+    return features + weight * (lacking.error + time * lacking.pace)
 
 
 def arriving(

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ..motion.features import Start, advance, features_to_motion, start_of
-from ..motion.seams import REACH, arriving, fading, take_out
+from ..motion.seams import REACH, Border, arriving, border, take_out
 from ..motion.skeleton import HUMAN22, Skeleton
 from ..tokenizers.video_base import StreamState
 from .blocks import Frames
@@ -29,14 +29,14 @@ class _Body:
         given: What is kept of an earlier motion, or None.
         shown: Features of what is kept, as the model was shown them.
         start: Where the next frame stands; None until the first frame is placed.
-        error: What the first new frame should be, less what the model says it is.
+        lacking: What the first new frames should be, less what the model says they are.
         done: New frames so far.
     """
 
     given: Given | None
     shown: Tensor | None
     start: Start | None = field(default_factory=Start)
-    error: Tensor | None = None
+    lacking: Border | None = None
     done: int = 0
 
     @property
@@ -115,15 +115,13 @@ class Bodies(Frames):
         """Turn new features into joints and rotations that go on from where the body stands."""
         given, shift = body.given, None
         if given is not None and body.shown is not None and given.left and len(rows):
-            if body.error is None:
-                body.error = _ahead(body.shown[max(given.left - 2, 0) : given.left]) - rows[0]
-            rows = take_out(rows, body.error, body.done, _reach(given))
+            if body.lacking is None:
+                body.lacking = border(body.shown[: given.left], rows)
+            rows = take_out(rows, body.lacking, body.done, _reach(given))
         if given is not None and given.right is not None and body.shown is not None:
-            count = given.right - begin
-            behind = body.shown[given.right : min(given.right + 2, given.frames)]
-            error = _ahead(behind.flip(0)) - rows[count - 1]
-            error[:3] = 0
-            rows = rows[:count] + fading(0, count, _reach(given)).flip(0)[:, None] * error
+            back = rows[: given.right - begin].flip(0)  # counted away from what is kept behind
+            lacking = border(body.shown[given.right : given.frames].flip(0), back)
+            rows = take_out(back, lacking, 0, _reach(given)).flip(0)
             goal = start_of(given.seen, given.right)
             rows, body.start, shift = arriving(rows, body.start, goal)
         moved = features_to_motion(rows, body.skeleton, FPS, body.start)
@@ -136,11 +134,6 @@ class Bodies(Frames):
 def _reach(given: Given) -> int:
     """Return over how many frames a seam is let go: in a short span not as far as the other end."""
     return REACH if given.right is None else max(1, min(REACH, (given.right - given.left) // 2))
-
-
-def _ahead(rows: Tensor) -> Tensor:
-    """Return where the last one or two frames [frames, features] are heading."""
-    return rows[-1] + (rows[-1] - rows[0])
 
 
 def _kept(given: Given | None, start: int, stop: int) -> tuple[NDArray, NDArray]:

@@ -9,6 +9,9 @@ from types import ModuleType
 
 import pytest
 import torch
+from tests.tiny_motion_pipe import tiny_motion_pipe
+
+from blockloom.motion.procedural import procedural_motions
 
 FOLDER = Path(__file__).resolve().parents[1] / "benchmarks"
 CPU = torch.device("cpu")
@@ -111,6 +114,24 @@ def test_streamed_motion_agrees_with_the_loop_that_remembers_nothing(bench: Modu
     assert [row.pass_line for row in rows] == [5.0, None, None, None, None]
     assert all(row.notes["largest_difference_m"] < 1e-2 for row in (rows[0], rows[2]))
     assert rows[1].notes["value"] > 0 and rows[-1].notes["chunks"] == 12
+
+
+@pytest.mark.parametrize("in_order", [True, False])
+def test_seams_are_held_against_real_motion(bench: ModuleType, in_order: bool) -> None:
+    motion_seams = importlib.import_module("motion_seams")
+    generator = torch.Generator().manual_seed(0)
+    motions = procedural_motions(2, generator, frames=50) + procedural_motions(1, generator, frames=30)
+    pipe = tiny_motion_pipe(in_order=in_order)
+    pipe.set_progress_bar_config(disable=True)
+    told = motion_seams.measured(pipe, motions, ["walk", "jump", "too short"])
+    assert told["redraws"] is not in_order and told["motions"] == 2
+    assert told["seams"] == (2 if in_order else 4) == len(told["largest"])
+    assert told["largest"][0]["jump"] == pytest.approx(
+        told["largest_over_usual"] * told["usual_jump_m_s"]
+    )
+    assert {seam["frame"] for seam in told["largest"]} == ({24} if in_order else {16, 32})
+    share = sum(seam["jump"] <= 1.5 * told["usual_jump_m_s"] for seam in told["largest"])
+    assert told["within_line"] == share / told["seams"]
 
 
 def test_a_wrong_answer_is_not_timed(bench: ModuleType) -> None:

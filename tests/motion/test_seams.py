@@ -7,7 +7,7 @@ import torch
 
 from blockloom.motion.clip import Motion
 from blockloom.motion.features import Start, advance, human_features, recover, start_of
-from blockloom.motion.seams import REACH, arriving, fading, take_out
+from blockloom.motion.seams import REACH, ROOT, arriving, border, fading, take_out
 from blockloom.motion.skeleton import HUMAN22
 
 
@@ -26,12 +26,33 @@ def test_weights_fall_from_one_to_nothing_and_go_on_over_pieces():
     assert torch.equal(torch.cat([fading(0, 4), fading(4, 26)]), weights)
 
 
-def test_errors_are_taken_out_at_the_border_only_and_the_path_stays():
-    rows, error = piece(), torch.full((263,), 0.5)
-    mended = take_out(rows, error)
-    assert torch.equal(mended[:, :3], rows[:, :3]) and torch.equal(mended[REACH:], rows[REACH:])
-    assert torch.allclose(mended[0, 3:], rows[0, 3:] + 0.5 * fading(0, 1), atol=1e-6)
-    chunks = [take_out(rows[k : k + 4], error, k) for k in range(0, 24, 4)]
+def test_what_goes_on_as_it_was_lacks_nothing():
+    time = torch.arange(10, dtype=torch.float64)[:, None]
+    rows = piece(1) + time * piece(1, 1)
+    rows[:, :ROOT] = rows[0, :ROOT]  # the root's turn and way are paces, the same throughout
+    for given in (1, 2, 6):
+        lacking = border(rows[:given], rows[given:])
+        if given > 1:
+            assert lacking.error.abs().max() < 1e-12 and lacking.pace.abs().max() < 1e-12
+        else:  # one frame tells no pace
+            assert torch.allclose(lacking.error[ROOT:], rows[0, ROOT:] - rows[1, ROOT:])
+            assert not lacking.pace.any()
+    assert not border(rows[:4], rows[4:5]).pace.any()
+
+
+def test_place_and_pace_agree_at_a_border_and_far_frames_stay():
+    given, made = piece(6, 1), piece(seed=2)
+    mended = take_out(made, border(given, made))
+    both = torch.cat([given, mended])
+    pace = both.diff(dim=0)
+    assert torch.allclose(pace[5, ROOT:], pace[4, ROOT:], atol=1e-12)  # the step over the border
+    first = fading(1, 1) * (border(given, made).error + border(given, made).pace)
+    assert torch.allclose(mended[1], made[1] + first, atol=1e-12)
+    assert (pace[6, ROOT:] - pace[4, ROOT:]).abs().max() < 0.1 * (made[1] - made[0]).abs().max()
+    assert torch.allclose(mended[0, :ROOT], given[-1, :ROOT], atol=1e-12)
+    assert torch.equal(mended[REACH:], made[REACH:])
+    lacking = border(given, made)
+    chunks = [take_out(made[k : k + 4], lacking, k) for k in range(0, 24, 4)]
     assert torch.equal(torch.cat(chunks), mended)
 
 
