@@ -31,6 +31,7 @@ from ..core.layout import Copy, Layout
 from ..core.numerics import RowStableLinear, row_stable_activation
 from ..core.positions import Cameras, Positions, Rotary, Unmoved, inverse_transposed
 from ..core.routing import routing
+from .few_rows import fits_few_rows, run_few_rows
 from .layers import (
     MOST_REMEMBERED,
     Layer,
@@ -48,7 +49,6 @@ from .layers import (
 )
 from .prompts import PreparedPrompt
 from .row_inputs import RowInputs
-from .single_row import fits_single_row, run_single_rows
 from .text import spread_prompts
 
 
@@ -310,8 +310,8 @@ class BlockTransformer(RowInputs, ModelMixin, ConfigMixin):
         lowered = NoMask(layout.num_tokens**2) if lowered is None else lowered
         masks = lowered if isinstance(lowered, PerLayer) else PerLayer((lowered,))
         alike = len(masks.masks) == 1
-        if view is not None and alike and fits_single_row(self._stack, x, rows, masks.of(0), view):
-            x = run_single_rows(self._stack, x, rows, view)
+        if view is not None and alike and fits_few_rows(self._stack, x, rows, view):
+            x = run_few_rows(self._stack, x, rows, masks.of(0), view)
             return self._finish(x, rows)
         if view is not None and view.only_keys and not torch.is_grad_enabled():
             return self._store(x, rows, masks, view)

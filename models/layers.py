@@ -183,7 +183,7 @@ class Told:
     copy: int
     modulation: Tensor
     final: Vectors
-    layers: dict[int | tuple[int, int], Vectors] = field(default_factory=dict)
+    layers: dict[int | tuple[int, ...], Vectors] = field(default_factory=dict)
 
 
 Parts = list[tuple[int, int, Vectors]]

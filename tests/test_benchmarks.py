@@ -120,7 +120,9 @@ def test_streamed_motion_agrees_with_the_loop_that_remembers_nothing(bench: Modu
 def test_seams_are_held_against_real_motion(bench: ModuleType, in_order: bool) -> None:
     motion_seams = importlib.import_module("motion_seams")
     generator = torch.Generator().manual_seed(0)
-    motions = procedural_motions(2, generator, frames=50) + procedural_motions(1, generator, frames=30)
+    motions = procedural_motions(2, generator, frames=50) + procedural_motions(
+        1, generator, frames=30
+    )
     pipe = tiny_motion_pipe(in_order=in_order)
     pipe.set_progress_bar_config(disable=True)
     told = motion_seams.measured(pipe, motions, ["walk", "jump", "too short"])

@@ -1,4 +1,4 @@
-"""The one-row decode path: the same bits as the layers called one by one, for every batch."""
+"""The decode path for a few rows: the bits of the layers called one by one, for every batch."""
 
 import pytest
 import torch
@@ -45,7 +45,7 @@ def decode(model: GenerativeModel, items: int) -> tuple[Tensor, Tensor]:
 def test_it_equals_the_layers_bit_for_bit_for_every_batch(size, extra, monkeypatch):
     model = tiny([*size, *extra])
     answers: list[bool] = []
-    real = backbone.fits_single_row
+    real = backbone.fits_few_rows
 
     def asked(*args: object) -> bool:
         answers.append(real(*args))
@@ -54,9 +54,9 @@ def test_it_equals_the_layers_bit_for_bit_for_every_batch(size, extra, monkeypat
     with torch.no_grad():
         alone = decode(model, 1)
         for items in (1, 2, 4, 5, 9):
-            monkeypatch.setattr(backbone, "fits_single_row", asked)
+            monkeypatch.setattr(backbone, "fits_few_rows", asked)
             fast = decode(model, items)
-            monkeypatch.setattr(backbone, "fits_single_row", lambda *args: False)
+            monkeypatch.setattr(backbone, "fits_few_rows", lambda *args: False)
             slow = decode(model, items)
             assert torch.equal(fast[0], slow[0]) and torch.equal(fast[1], slow[1])
             rows = [0, items] if extra else [0]  # the first item of each guidance branch
@@ -64,6 +64,44 @@ def test_it_equals_the_layers_bit_for_bit_for_every_batch(size, extra, monkeypat
             assert torch.equal(fast[1][:1], alone[1])
     # Five passes after the prompt's for each of the batches that fit into eight rows.
     assert sum(answers) == 5 * (3 if extra else 4)
+
+
+def flowing(settings: list[str]) -> GenerativeModel:
+    """A flow over latent frames: fused commits, two rows of two kinds in a block's first pass."""
+    sizes = ["backbone.layers=2", "schedule.steps=3", "text.buckets=32", "cache.window=3"]
+    recipe = load_recipe("motion/block_flow", [*sizes, *settings])
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = GenerativeModel(recipe.model_dump(mode="json"), 1, 1, latent_channels=6)
+        for parameter in model.parameters():
+            nn.init.normal_(parameter, std=0.2)
+    return model.eval()
+
+
+@pytest.mark.parametrize("extra", [[], ["schedule.guidance_scale=2.0"]], ids=["plain", "guided"])
+@pytest.mark.parametrize("size", SIZES, ids=lambda size: size[0])
+def test_passes_of_two_rows_equal_the_layers_bit_for_bit(size, extra, monkeypatch):
+    model = flowing([*size, *extra])
+    shapes: list[tuple[int, int]] = []
+    real = backbone.fits_few_rows
+
+    def asked(layers: object, x: Tensor, *rest: object) -> bool:
+        if fits := real(layers, x, *rest):
+            shapes.append((x.shape[0], x.shape[1]))
+        return fits
+
+    with torch.no_grad():
+        alone = decode(model, 1)
+        for items in (1, 2, 3, 5):
+            monkeypatch.setattr(backbone, "fits_few_rows", asked)
+            fast = decode(model, items)
+            monkeypatch.setattr(backbone, "fits_few_rows", lambda *args: False)
+            slow = decode(model, items)
+            assert torch.equal(fast[0], slow[0]) and torch.equal(fast[1], slow[1])
+            assert torch.equal(fast[1][:1], alone[1])
+    branches = 2 if extra else 1
+    assert {2 * branches, 4 * branches} <= {b * n for b, n in shapes if n == 2}
+    assert max(b * n for b, n in shapes) <= 8
 
 
 def test_adapters_and_hooks_take_the_modules():
