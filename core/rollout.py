@@ -451,7 +451,7 @@ class Rollout:
         """Lower the noise level of a whole block row by row."""
         scheduler, source = self.scheduler, self.plan.sources(block)
         given = self.given[:, source][..., None]
-        clean = self.values[:, source]
+        clean, has_given = self.values[:, source], bool(given.any())
         streams = self._streams()
         noise = per_item_randn(clean.shape[1:], streams, clean.device).to(clean.dtype)
         begins_low = self.start_level < 1.0
@@ -461,15 +461,15 @@ class Rollout:
             if self.should_stop():
                 yield None
                 return
-            x = torch.where(given, scheduler.add_noise(clean, noise, row.level), x)
+            if has_given:
+                x = torch.where(given, scheduler.add_noise(clean, noise, row.level), x)
             received = x
             hidden = self.predict_rows(block, block_values=x, level=row.level)
             x = scheduler.step(self.decoder.predict(hidden, row), row, x, streams)
             if row.is_last:
-                x = torch.where(given, clean, x)
-            self.values[:, source] = x
-            if row.is_last:
+                x = torch.where(given, clean, x) if has_given else x
                 self.is_known[:, source] = True
+            self.values[:, source] = x
             everything = torch.ones_like(given[..., 0])
             yield self._row_event(
                 block,
