@@ -20,7 +20,8 @@ from .sampling import per_item_randn
 from .schedulers.base import Row
 
 if TYPE_CHECKING:
-    from .rollout import Event, Rollout
+    from .decoder import Event
+    from .rollout import Rollout
 
 
 class Flight:

@@ -13,12 +13,13 @@ from torch import Tensor
 
 from .attention import Lowered
 from .cache import CacheView, KVCache
+from .decoder import Draw
 from .errors import UsageError
 from .grouping import PerLayer, regroup
 from .layout import Layout
 from .plan import DecodePlan, build_plan, grid_of
 from .recipe import Recipe
-from .rollout import Draw, Rollout
+from .rollout import Rollout
 from .sampling import TokenStats, item_generator, per_item_rand
 from .schedule import scheduler_of
 from .schedulers.base import Row

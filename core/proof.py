@@ -11,11 +11,12 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from .decoder import Decoder
 from .far import is_coarse
 from .layout import Copy, Layout
 from .missing import split_unknown, unknown_slots
 from .plan import DecodePlan
-from .rollout import Decoder, Rollout
+from .rollout import Rollout
 from .sampling import item_generator
 
 

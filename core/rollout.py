@@ -15,77 +15,21 @@ the fast path is tested against).
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
-from typing import Any, NamedTuple, Protocol
+from typing import Any
 
 import torch
 from jaxtyping import Bool
 from torch import Tensor
 
-from .attention import Lowered
-from .cache import CacheView, KVCache
+from .decoder import Decoder, Event
 from .errors import UsageError, check_range
 from .flight import Flight
 from .given import require_equal_counts
-from .grouping import PerLayer
 from .layout import Layout
 from .missing import split_unknown
 from .plan import DecodePlan
-from .sampling import TokenStats, per_item_randn
+from .sampling import per_item_randn
 from .schedulers.base import Row, flow_noise
-
-
-class Draw(NamedTuple):
-    """Values drawn for the active slots, and how sure the model was (None if it cannot say)."""
-
-    values: Tensor
-    stats: TokenStats | None
-
-
-class Decoder(Protocol):
-    """What the loop needs of a model."""
-
-    def new_cache(self, plan: DecodePlan, batch: int) -> KVCache:
-        """Allocate a cache for `batch` items."""
-        ...
-
-    def forward(
-        self, values: Tensor, is_masked: Tensor, layout: Layout, level: Tensor,
-        lowered: Lowered | PerLayer, view: CacheView | None,
-    ) -> Tensor:  # fmt: skip
-        """Run the active rows of every guidance branch; returns hidden states."""
-        ...
-
-    def draw(
-        self, hidden: Tensor, row: Row, generators: Sequence[torch.Generator], source: Tensor
-    ) -> Draw:
-        """Sample values for the data slots `source` (heads that need one trunk state)."""
-        ...
-
-    def predict(self, hidden: Tensor, row: Row) -> Tensor:
-        """Predict velocity or noise from hidden states, guided (heads that run per row)."""
-        ...
-
-    @property
-    def per_level(self) -> bool:
-        """True when the trunk runs again at every noise level."""
-        ...
-
-    @property
-    def poses(self) -> Tensor | None:
-        """Camera pose of every block [batch, blocks, 4, 4], which some masks select by."""
-        ...
-
-
-@dataclass
-class Event:
-    """One thing that happened: kind row | commit | decoded | done."""
-
-    kind: str
-    path: str
-    block: int
-    of_blocks: int
-    data: dict[str, Any] = field(default_factory=dict)
 
 
 class Rollout:

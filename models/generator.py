@@ -16,6 +16,7 @@ from torch.nn import functional
 
 from ..core.attention import Lowered
 from ..core.cache import CacheView, KVCache
+from ..core.decoder import Draw
 from ..core.errors import ModelError
 from ..core.given import is_given
 from ..core.grouping import PerLayer, repeat_items
@@ -24,7 +25,6 @@ from ..core.plan import NUM_SENTINELS, DecodePlan, num_prompt_rows
 from ..core.poses import POSE_NUMBERS, poses_of
 from ..core.recipe import Recipe, recipe_from_dict
 from ..core.recipe_sections import ActingSpec, HeadSpec, TextSpec
-from ..core.rollout import Draw
 from ..core.schedulers.base import Row
 from .backbone import BlockTransformer
 from .heads import build_head

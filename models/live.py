@@ -16,11 +16,12 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from ..core.decoder import Event
 from ..core.endless import EndlessPlan
 from ..core.errors import UsageError
 from ..core.missing import unknown_slots
 from ..core.plan import build_plan
-from ..core.rollout import Event, Rollout
+from ..core.rollout import Rollout
 from ..core.schedule import scheduler_of
 from .generate import empty_values, null_prompts, prompt_vectors
 from .generator import GenerativeModel, ModelDecoder

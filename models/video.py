@@ -17,11 +17,11 @@ from einops import rearrange
 from jaxtyping import Float
 from torch import Tensor
 
+from ..core.decoder import Event
 from ..core.endless import EndlessPlan
 from ..core.errors import UsageError
 from ..core.plan import build_plan
 from ..core.recipe import frames_per_block
-from ..core.rollout import Event
 from .generate import Request, empty_values, null_prompts, prompt_vectors, start
 from .generator import GenerativeModel, ModelDecoder
 from .live import LiveRollout

@@ -12,9 +12,9 @@ from typing import Any, ClassVar
 
 from torch import Tensor
 
+from ..core.decoder import Event
 from ..core.errors import UsageError, check_one_of, describe
 from ..core.recipe import frames_per_block
-from ..core.rollout import Event
 from ..models.video import VideoBlocks, sees_the_end
 from .base import CallPipeline
 from .video_checks import check_frames, near_counts

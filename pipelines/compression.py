@@ -25,9 +25,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from ..core.decoder import Draw
 from ..core.errors import DataError, ModelError, UsageError, check_one_of, check_range
 from ..core.messages import explain
-from ..core.rollout import Draw
 from ..core.schedulers.base import Row
 from ..models.generate import Request, start
 from ..models.generator import GenerativeModel, ModelDecoder

@@ -15,8 +15,8 @@ from einops import rearrange, repeat
 from PIL import Image
 from torch import Tensor
 
+from ..core.decoder import Event
 from ..core.errors import UsageError, check_one_of, describe
-from ..core.rollout import Event
 from ..models.generate import Request, empty_values, picture_values, start
 from .base import MAX_PROMPT, CallPipeline, item_generators
 

@@ -14,8 +14,8 @@ import torch
 from diffusers.utils import BaseOutput
 from torch import Tensor
 
+from ..core.decoder import Event
 from ..core.errors import ModelError, UsageError, check_one_of, describe
-from ..core.rollout import Event
 from ..models.generator import GenerativeModel
 from ..models.video import VideoRequest, goes_on, sees_the_end, video_blocks
 from ..motion.clip import Motion

@@ -15,8 +15,8 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
+from ..core.decoder import Event
 from ..core.errors import UsageError, check_one_of, describe
-from ..core.rollout import Event
 from ..models.video import VideoRequest, video_blocks
 from ..tokenizers.structure import structure_tokens
 from ..tokenizers.video_base import StreamState

@@ -4,7 +4,6 @@ The same plan that decodes lays out the training forward, and the same table mas
 knows no recipe by name; it reads the recipe's fields.
 """
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -25,17 +24,16 @@ from ..core.corruption import (
     swap_tokens,
 )
 from ..core.grouping import PerLayer
-from ..core.layout import Copy, Layout, Role
+from ..core.layout import Copy, Layout
 from ..core.missing import split_unknown
-from ..core.plan import NUM_SENTINELS, DecodePlan, build_plan, relabelled
-from ..core.recipe import Recipe
+from ..core.plan import DecodePlan, build_plan, relabelled
 from ..core.schedule import scheduler_of
 from ..core.stages import draw_levels, level_mask
-from ..models.generate import caption_codes
-from ..models.generator import TEXT_CODES, GenerativeModel, frame_actions, split_poses
+from ..models.generator import GenerativeModel, frame_actions, split_poses
 from ..models.heads.base import Head
 from ..models.prompts import PreparedPrompt
 from .history import history_generators, history_level, resampled
+from .objective_rows import action_values, predicted_part, stream_values
 from .rolled import rollout_loss
 
 
@@ -49,45 +47,6 @@ class Batch:
     loss_rows: Tensor
     target: Tensor
     weight: Tensor
-
-
-def stream_values(
-    codes: Int[Tensor, "items cells 1"],
-    captions: Sequence[str],
-    text_tokens: int,
-    codebook_size: int,
-) -> Int[Tensor, "items slots 1"]:
-    """Join captions, picture codes and the three span marks into one stream of ids."""
-    text = caption_codes(captions, text_tokens, codebook_size)
-    first = codebook_size + TEXT_CODES
-    marks = torch.arange(first, first + NUM_SENTINELS).expand(len(captions), -1)
-    return torch.cat((text, codes[..., 0].cpu(), marks), 1)[..., None]
-
-
-def predicted_part(layout: Layout, share: float, generator: torch.Generator) -> Layout:
-    """Leave out the noisy copy of some blocks, which then are context only.
-
-    No other block sees a block's noisy rows, so the rows that stay compute what they did.
-
-    Args:
-        layout: Two copies, one-dimensional.
-        share: Share of blocks that keep their noisy copy, in [0, 1]; at least one does above 0.
-            Blocks of ACTION rows always keep theirs and are not counted.
-        generator: Draws which.
-    """
-    acts = (layout.role & int(Role.ACTION)) != 0
-    blocks = layout.block[(layout.copy == Copy.NOISY) & ~acts].unique()
-    order = torch.randperm(len(blocks), generator=generator)
-    chosen = blocks[order[: min(len(blocks), math.ceil(share * len(blocks) - 1e-6))]]
-    stays = (layout.copy != Copy.NOISY) | acts | torch.isin(layout.block, chosen)
-    return layout.take(stays.nonzero()[:, 0])
-
-
-def action_values(recipe: Recipe, values: Tensor) -> Tensor:
-    """Cut out of slots as wide as a frame's token what an action is: one id, or its numbers."""
-    acting = recipe.acting
-    assert acting is not None
-    return values[..., :1].long() if acting.codes else values[..., : acting.numbers]
 
 
 class ModelStage:

@@ -14,7 +14,8 @@ from blockloom.training.acting_learning import acting_learning_check, begin_room
 from blockloom.training.clip_stage import ClipTokens, with_actions
 from blockloom.training.clips import ClipDataset
 from blockloom.training.gridworld import MAX_STEPS, SIDE, GridWorld, grid_episodes
-from blockloom.training.objective import ModelStage, predicted_part
+from blockloom.training.objective import ModelStage
+from blockloom.training.objective_rows import predicted_part
 from blockloom.training.run import initial_model
 
 NAME = "video/par"

@@ -5,7 +5,8 @@ import torch
 
 from blockloom.core.recipe import list_recipes
 from blockloom.models.generate import caption_codes
-from blockloom.training.objective import ModelStage, stage_summary, stream_values
+from blockloom.training.objective import ModelStage, stage_summary
+from blockloom.training.objective_rows import stream_values
 
 RECIPES = list_recipes("image")
 CAPTIONS = ["a red cat", "blue dog", "sun", "tree"]
