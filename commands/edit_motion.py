@@ -133,5 +133,8 @@ def between(motion: Any, count: int) -> tuple[Any, dict[str, Any]]:
         )
     index = np.array([*range(END_FRAMES), *[END_FRAMES - 1] * count,
                       *range(len(motion) - END_FRAMES, len(motion))])  # fmt: skip
-    wider = replace(motion, joints=motion.joints[index], rotations=motion.rotations[index])
+    joints = motion.joints[index]
+    # What stands there is made anew, but how fast the last kept frame goes is read from it.
+    joints[END_FRAMES : END_FRAMES + count] += joints[END_FRAMES - 1] - joints[END_FRAMES - 2]
+    wider = replace(motion, joints=joints, rotations=motion.rotations[index])
     return wider, {"num_frames": None, "span": [END_FRAMES, END_FRAMES + count]}

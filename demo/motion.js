@@ -199,7 +199,7 @@
     edit = take ? mode : null;
     for (const button of part("modes").querySelectorAll("[data-mode]"))
       press(button, button.dataset.mode === edit);
-    player.choose(edit, offer.step);
+    player.choose(edit, edit === "on" ? offer.unit : offer.step);
     part("again").hidden = !offer.words;
     part("length").hidden = edit !== "on";
     part("do").textContent = edit === "on" ? "Go on" : "Redraw";

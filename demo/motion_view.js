@@ -112,7 +112,7 @@ const MotionView = (() => {
   function next(at, seconds, { fps, speed, count, loops, grows }) {
     const end = count - 1;
     const moved = at + seconds * fps * speed;
-    if (end <= 0) return { at: 0, over: !grows };
+    if (end <= 0) return { at: grows ? at : 0, over: !grows };
     if (moved < end) return { at: Math.max(0, moved), over: false };
     if (grows) return { at: end, over: false };
     return loops ? { at: (moved - end) % end, over: false } : { at: end, over: true };

@@ -10,6 +10,7 @@ import secrets
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -18,6 +19,7 @@ from numpy.typing import NDArray
 from ..commands import models, values
 from ..commands.motions import FPS
 from ..core.errors import UsageError
+from ..core.legality import frames_per_block
 from ..core.messages import explain
 from ..pipelines.params import MotionParams, Record
 from . import libraries
@@ -116,8 +118,9 @@ class Motions:
             "both": models.sees_the_end(folder), "words": takes_words(folder),
             "guidance": f"{schedule.get('guidance_scale', 1.0):g}",
             "temperature": f"{schedule.get('temperature', 1.0):g}",
-            "seconds": seconds, "step": STEP, "parts": MAX_PARTS, "kept": MAX_OF_ONE - 2,
-            "upload": MAX_UPLOAD, "examples": [_example(texts, seconds) for texts in EXAMPLES],
+            "seconds": seconds, "step": STEP, "unit": STEP * _together(folder),
+            "parts": MAX_PARTS, "kept": MAX_OF_ONE - 2, "upload": MAX_UPLOAD,
+            "examples": [_example(texts, seconds) for texts in EXAMPLES],
         }  # fmt: skip
 
     # -- asking ---------------------------------------------------------------------------------
@@ -274,8 +277,10 @@ class Motions:
 
 
 def record_of(take: Take) -> Record[MotionParams] | None:
-    """Return what made a motion, or None for one that was opened or ended early."""
+    """Return what made a motion, or None for one that was opened, ended early, or failed."""
     if take.wish is None or take.plan is None or take.is_stopped or not take.is_over:
+        return None
+    if take.frames != take.plan.frames:
         return None
     return take.choice.record(params_of(take.plan, take.choice.name, take.motion()))
 
@@ -323,6 +328,11 @@ def _usual_seconds(layout: dict[str, Any]) -> float:
     """Return how long the clips were that a model was trained on, 2 to 6 seconds."""
     frames = layout.get("frames")
     return min(max(frames * STEP / FPS, 2.0), 6.0) if isinstance(frames, int) else 4.0
+
+
+def _together(folder: Path) -> int:
+    """Return how many latent frames a model makes together, and keeps together of a base."""
+    return frames_per_block(models.layout_of(folder).get("block", "")) or 1
 
 
 def _example(texts: tuple[str, ...], seconds: float) -> dict[str, Any]:

@@ -20,6 +20,9 @@ from ..core.errors import DataError, UsageError, check_range, describe
 from .rotations import slerp, unit
 from .skeleton import Skeleton, forward_kinematics, world_rotations
 
+MAX_GROWN_PLACES = 10_000_000
+"""Joints times frames that a slow clip may grow to at another rate: 240 MB of numbers."""
+
 
 @dataclass(frozen=True)
 class Motion:
@@ -196,6 +199,19 @@ def select_joints(motion: Motion, names: Sequence[str]) -> Motion:
     skeleton = Skeleton(kept, tuple(parents), old.offsets[index], **lists)
     turned = None if motion.rotations is None else motion.rotations[:, index]
     return replace(motion, joints=motion.joints[:, index], skeleton=skeleton, rotations=turned)
+
+
+def check_growth(motion: Motion, fps: float) -> None:
+    """Refuse a clip that would be far longer at another rate, as one with a wrong rate of its own.
+
+    Raises:
+        DataError: It would grow over `MAX_GROWN_PLACES`.
+    """
+    count = 1 + (len(motion) - 1) * fps / motion.fps
+    most = MAX_GROWN_PLACES // len(motion.skeleton)
+    if count >= len(motion) + 1 and count > most:
+        got = f"{len(motion)} frames at {motion.fps:g} fps, {count:.7g} at {fps:g}"
+        raise DataError(describe("length", got, f"{most}"))
 
 
 def resample(motion: Motion, fps: float) -> Motion:

@@ -223,7 +223,8 @@ class MotionPipeline(BlockPipeline):
             UsageError: as `__call__`.
         """
         given = check_settings(settings, _DEFAULTS)
-        prompts = prompt_plan(prompt)
+        check_numbers(given, _COPIES)
+        prompts = [texts for texts in prompt_plan(prompt) for _ in range(given[_COPIES])]
         kept, frames = self._plan(self._with_length(prompts, given), len(prompts))
         return frames if kept is None else kept[0].before + kept[0].frames
 
@@ -251,15 +252,19 @@ class MotionPipeline(BlockPipeline):
             legal = f"at least {tokenizer.step_frames} to go on from"
             raise UsageError(describe("frames of motion", length, legal))
         before = length - used
-        asked = frames_of(given["num_frames"], given["seconds"], tokenizer, per_block, before)
+        # Frames that fill no block stay in front of those that are made, which come in blocks.
+        rest = used % (tokenizer.step_frames * per_block)
+        told = given["num_frames"], given["seconds"]
+        asked = frames_of(*told, tokenizer, per_block, before + rest)
         frames = self._count_behind(asked, before, used, per_block)
         return [Given(motion, before, used, None, frames) for motion in motions], frames
 
     def _count_behind(self, asked: int | None, before: int, used: int, per_block: int) -> int:
         """Check a number of frames that given ones are part of; return it less `before`."""
         if asked is None:
-            wanted = max(self.trained_frames, used + 1)
-            return near_counts(self.tokenizer, per_block, wanted)[-1]
+            rest = used % (self.tokenizer.step_frames * per_block)
+            wanted = max(self.trained_frames, used + 1) - rest
+            return rest + near_counts(self.tokenizer, per_block, wanted)[-1]
         if isinstance(asked, int) and not isinstance(asked, bool):
             step = self.tokenizer.step_frames * per_block
             new = asked - before - used

@@ -18,7 +18,7 @@ from ..motion.seams import REACH, Border, arriving, border, take_out
 from ..motion.skeleton import HUMAN22, Skeleton
 from ..tokenizers.video_base import StreamState
 from .blocks import Frames
-from .motion_input import FPS, Given, features_of
+from .motion_input import FPS, Given, features_of, lengthened
 
 
 @dataclass
@@ -38,6 +38,14 @@ class _Body:
     start: Start | None = field(default_factory=Start)
     lacking: Border | None = None
     done: int = 0
+
+    def place(self, frame: int) -> Start:
+        """Return where a kept frame stands, in the clip whose features were shown.
+
+        Headings are smoothed over time, so another clip with the same frame may say another one.
+        """
+        assert self.given is not None and self.shown is not None
+        return start_of(lengthened(self.given.seen, len(self.shown)), frame)
 
     @property
     def skeleton(self) -> Skeleton:
@@ -79,7 +87,7 @@ class Bodies(Frames):
         for body in self._bodies:
             assert body.given is not None and body.shown is not None
             left = body.given.left
-            place = start_of(body.given.seen)
+            place = body.place(0)
             body.start = advance(body.shown[:left], place) if left else None
         if first.before + first.left == 0:
             return None
@@ -122,8 +130,7 @@ class Bodies(Frames):
             back = rows[: given.right - begin].flip(0)  # counted away from what is kept behind
             lacking = border(body.shown[given.right : given.frames].flip(0), back)
             rows = take_out(back, lacking, 0, _reach(given)).flip(0)
-            goal = start_of(given.seen, given.right)
-            rows, body.start, shift = arriving(rows, body.start, goal)
+            rows, body.start, shift = arriving(rows, body.start, body.place(given.right))
         moved = features_to_motion(rows, body.skeleton, FPS, body.start)
         body.start, body.done = advance(rows, body.start), body.done + len(rows)
         joints = moved.joints if shift is None else moved.joints + shift[:, None]

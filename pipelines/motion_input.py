@@ -114,12 +114,12 @@ def _bones(motion: Motion) -> Float[np.ndarray, "joints 3"]:
     return offsets
 
 
-def features_of(motion: Motion, frames: int) -> Float[Tensor, "frames features"]:
-    """Describe a motion by as many feature frames as it is shown for.
+def lengthened(motion: Motion, frames: int) -> Motion:
+    """Add frames behind a motion, so that `frames` of it have a next one.
 
     Args:
-        motion: Its own last frame has no next one: it is taken to go on as it went.
-        frames: How many; after the end the body stays as it is.
+        motion: It is taken to go on for a frame as it went; then the body stays as it is.
+        frames: How many.
     """
     joints = motion.joints
     step = joints[-1] - joints[-2] if len(joints) > 1 else np.zeros_like(joints[-1])
@@ -127,8 +127,12 @@ def features_of(motion: Motion, frames: int) -> Float[Tensor, "frames features"]
     turned = motion.rotations
     if turned is not None:
         turned = np.concatenate([turned, np.repeat(turned[-1:], len(rest), axis=0)])
-    longer = replace(motion, joints=np.concatenate([joints, rest]), rotations=turned)
-    return torch.from_numpy(human_features(longer))[:frames].double()
+    return replace(motion, joints=np.concatenate([joints, rest]), rotations=turned)
+
+
+def features_of(motion: Motion, frames: int) -> Float[Tensor, "frames features"]:
+    """Describe a motion by as many feature frames as it is shown for; see `lengthened`."""
+    return torch.from_numpy(human_features(lengthened(motion, frames)))[:frames].double()
 
 
 def check_span(span: Any, frames: int) -> tuple[int, int]:

@@ -23,7 +23,7 @@ from ..core.messages import explain
 from ..motion.bvh import read_bvh
 from ..motion.bvh_motion import bvh_to_motion, motion_to_bvh
 from ..motion.bvh_write import bvh_text
-from ..motion.clip import Motion, resample, select_joints
+from ..motion.clip import MAX_GROWN_PLACES, Motion, resample, select_joints
 from ..motion.figure import draw_frames
 from ..motion.glb import EXTRAS_KEY, encode_glb
 from ..motion.retarget import retarget
@@ -38,8 +38,6 @@ READABLE = (".bvh", ".npz")
 FIGURE_SIZE = 384
 MAX_INPUT_BYTES = 256 * 2**20
 MAX_INPUT_FRAMES = 100_000
-MAX_GROWN_PLACES = 10_000_000
-"""Places (frames times joints) that a motion below 20 fps may be filled up to."""
 MAX_JOINTS = 1000
 
 
@@ -207,6 +205,9 @@ def _skeleton(arrays: Mapping[str, Any], joints: np.ndarray) -> Skeleton:
     elif "names" in arrays and "parents" in arrays:
         names = tuple(str(name) for name in np.atleast_1d(arrays["names"]))
         parents = tuple(int(parent) for parent in np.atleast_1d(arrays["parents"]))
+        if not len(names) == len(parents) == count:
+            got = f"{len(names)} names and {len(parents)} parents"
+            raise DataError(explain("names of joints", got=got, allowed=f"{count} of each"))
     else:
         raise DataError(f"{count} joints without names and parents; only 22 go without")
     if "offsets" in arrays:

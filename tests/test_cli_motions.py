@@ -206,6 +206,8 @@ def test_frames_between_two_ends(run: Any, here: Path, shelf_of_motions: Path) -
     assert len(made) == 4 + 12 + 4
     assert np.array_equal(made[:4], ends.joints[:4])
     assert np.array_equal(made[-4:], ends.joints[-4:])
+    pace = np.linalg.norm(np.diff(made[:, 0, [0, 2]], axis=0), axis=-1)  # of the root
+    assert pace[2] > 0.02 and abs(pace[3] - pace[2]) < 1e-4 > abs(pace[4] - pace[3])
     again = ("--params-from", "full.npz", "--model", shelf_of_motions / "all")
     run("edit", "motion", "ends.npz", *again, "--out", "again.npz")
     assert Path("again.npz").read_bytes() == Path("full.npz").read_bytes()

@@ -168,6 +168,22 @@ class TestMaking:
         assert [part["text"] for part in end["parts"]] == ["a person walks"]
         assert motions.record_of(take) is None
 
+    def test_what_fails_half_way_has_no_record(
+        self, offered: Shelf, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        made, real = motions.Motions(offered), motion_plan.Call.events
+
+        def fails(call: motion_plan.Call, *args: Any) -> Iterator[Any]:
+            if call.goes_on:
+                raise ResourceError("no memory left")
+            return real(call, *args)
+
+        monkeypatch.setattr(motion_plan.Call, "events", fails)
+        take = made.order("v", INFILL)
+        assert b"no memory left" in list(motion_routes.messages(made, take))[-1]
+        assert take.is_over and take.frames == 12 and motions.record_of(take) is None
+        assert str(np.load(BytesIO(made.file(take, "npz")))["record"]) == ""
+
     def test_a_stop_that_comes_too_late_leaves_a_whole_motion(self, offered: Shelf) -> None:
         made = motions.Motions(offered)
         take = made.order("v", INFILL | {"parts": PARTS[:1]})
@@ -453,5 +469,11 @@ def test_only_models_of_the_human_body_are_offered(offered: Shelf, tmp_path: Pat
     assert offered.names_of("motion")[:2] == ["tiny-motion", "tiny-infill"]
     offers = {offer["name"]: offer for offer in motions.Motions(offered).offers()}
     assert offers["tiny-infill"]["both"] and not offers["tiny-motion"]["both"]
+    assert offers["tiny-motion"]["unit"] == offers["tiny-motion"]["step"] == 4
+    (tmp_path / "model").mkdir()
+    config = tmp_path / "model" / "config.json"
+    for block, count in (("frames:3", 3), ("frame", 1), ("all", 1)):
+        config.write_text(json.dumps({"recipe": {"layout": {"block": block}}}))
+        assert motions._together(tmp_path) == count
     assert offers["tiny-motion"]["words"] and offers["tiny-infill"]["guidance"] == "4"
     assert "tiny-motion" not in offered.names_of("image")

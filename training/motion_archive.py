@@ -31,7 +31,7 @@ from numpy.typing import NDArray
 from ..core.errors import DataError
 from ..motion.bvh import read_bvh
 from ..motion.bvh_motion import bvh_to_motion
-from ..motion.clip import Motion, resample
+from ..motion.clip import Motion, check_growth, resample
 from ..motion.features import HUMAN_SIZE, human_features
 from ..motion.names import name_parts
 from ..motion.retarget import retarget
@@ -40,7 +40,7 @@ from ..motion.skeleton import HUMAN22, Skeleton, local_rotations
 from .archive import read_arrays
 from .clip_archive import load_clip_archive, save_clip_archive
 from .clips import ClipDataset, check_offsets
-from .data import _SPLIT_FOLDERS, MAX_BAD_RATIO, _caption, _checked, _inside, _listed, _texts
+from .data import _SPLIT_FOLDERS, _caption, _checked, _inside, _listed, _texts
 from .motion_augment import mirrored, mirrored_text
 
 logger = logging.getLogger(__name__)
@@ -49,6 +49,8 @@ FPS = 20.0
 """Frames per second of all motion features."""
 MAX_FRAMES = 2_000_000
 """Frames of a set in all: 2 GB of features."""
+MOST_BAD = 0.1
+"""Share of clips that may be left out: motion sets are small, and bodies and makes are many."""
 _LISTS = ("captions.jsonl", "metadata.jsonl")
 _ARRAYS = {
     "joints", "bone_quat", "offsets", "text", "captions", "split", "split_names", "skeleton_id",
@@ -62,12 +64,12 @@ class NamedMotion:
 
     Attributes:
         name: For messages.
-        motion: Any body, any rate.
+        motion: Any body, any rate; or why it could not be read.
         split: Such as "train".
     """
 
     name: str
-    motion: Motion
+    motion: Motion | DataError
     split: str
 
 
@@ -139,13 +141,16 @@ def as_features(motions: Iterable[NamedMotion], source: str) -> ClipDataset:
     bad: list[str] = []
     for item in motions:
         try:
+            if isinstance(item.motion, DataError):
+                raise item.motion
             rows.append(motion_row(item.motion))
         except DataError as error:
-            bad.append(f"{item.name}: {error.message}")
+            reason = error.message.removeprefix(Path(item.name).name).lstrip(": ")
+            bad.append(f"{item.name}: {reason}")
             continue
         texts.append(item.motion.text)
         split.append(item.split)
-    if len(bad) > (len(rows) + len(bad)) * MAX_BAD_RATIO:
+    if len(bad) > (len(rows) + len(bad)) * MOST_BAD:
         more = f" and {len(bad) - 3} more" if len(bad) > 3 else ""
         raise DataError(
             f"{source}: {len(bad)} of {len(rows) + len(bad)} clips are bad: "
@@ -163,8 +168,10 @@ def motion_row(motion: Motion) -> NDArray[np.float32]:
     """Describe one motion of any body and rate by 263 features at 20 frames per second.
 
     Raises:
-        DataError: A body whose joints fit no known style, or fewer than two frames.
+        DataError: A body whose joints fit no known style, fewer than two frames, or a rate so low
+            that it would grow beyond measure.
     """
+    check_growth(motion, FPS)
     return human_features(resample(retarget(motion, HUMAN22), FPS).on_floor())
 
 
@@ -214,7 +221,11 @@ def read_motion_folder(folder: Path) -> Iterator[NamedMotion]:
     for row in rows:
         texts = _checked(row, folder)
         file = _inside(folder, row["file_name"])
-        motion = bvh_to_motion(read_bvh(file), text=texts["text"])
+        motion: Motion | DataError
+        try:
+            motion = bvh_to_motion(read_bvh(file), text=texts["text"])
+        except DataError as error:
+            motion = error
         yield NamedMotion(row["file_name"], motion, texts["split"])
 
 
@@ -242,13 +253,14 @@ def read_motion_archive(path: Path) -> Iterator[NamedMotion]:
     for clip, (start, stop) in enumerate(pairwise(offsets)):
         body = bodies[body_of[clip]]
         joints = arrays["joints"][start:stop].astype(np.float32)
+        motion: Motion | DataError
         try:
             local = None if turns is None else _local(body, turns[start:stop])
             motion = Motion(joints, body, rate, local, texts[clip])
             # Without a rest pose, bones have the lengths they have in this clip.
             motion = motion if "rest_joints" in arrays else _measured(motion)
         except DataError as error:
-            raise DataError(f"{path}, clip {clip}: {error.message}") from error
+            motion = error
         yield NamedMotion(f"clip {clip}", motion, split[clip])
 
 

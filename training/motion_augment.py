@@ -33,8 +33,10 @@ LONGEST = 100
 STILL = 0.1
 """Mean speed of the joints, m/s, below which a clip may as well stand still."""
 KINDS = ("frozen", "shuffled", "noisy")
-WORDS = {"left": "right", "right": "left", "clockwise": "counterclockwise",
-         "counterclockwise": "clockwise"}  # fmt: skip
+SIDES = {"left": "right", "right": "left"}
+_TURNED = re.compile(
+    r"\b(?:(left|right)(wards?|most)?|((?:counter|anti)[- ]?)?clockwise)\b", re.IGNORECASE
+)
 
 
 @lru_cache(maxsize=1)
@@ -77,10 +79,14 @@ def mirrored_text(text: str) -> str:
     """Swap the words "left" and "right", and the ways of a clock, whatever their case."""
 
     def swapped(found: re.Match[str]) -> str:
-        word = WORDS[found.group().lower()]
+        side, ending, against = found.groups()
+        if side is not None:
+            word = SIDES[side.lower()] + (ending or "").lower()
+        else:
+            word = "counterclockwise" if against is None else "clockwise"
         return word.capitalize() if found.group()[0].isupper() else word
 
-    return re.sub(rf"\b({'|'.join(WORDS)})\b", swapped, text, flags=re.IGNORECASE)
+    return _TURNED.sub(swapped, text)
 
 
 def at_tempo(

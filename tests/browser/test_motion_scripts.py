@@ -90,6 +90,9 @@ def test_playing_goes_round_or_waits(run: Callable[..., Any]) -> None:
     assert run(script, 39, 0.1, state | {"loops": False}) == {"at": 40, "over": True}
     assert run(script, 39, 0.1, state | {"grows": True}) == {"at": 40, "over": False}
     assert run(script, 0, 0.1, state | {"count": 0, "grows": True}) == {"at": 0, "over": False}
+    # Nothing has come yet: the moment that will be played from stays.
+    assert run(script, 40, 0.1, state | {"count": 0, "grows": True}) == {"at": 40, "over": False}
+    assert run(script, 40, 0.1, state | {"count": 0}) == {"at": 0, "over": True}
 
 
 def test_the_time_line(run: Callable[..., Any]) -> None:

@@ -11,6 +11,7 @@ from blockloom.core.sampling import item_generator
 from blockloom.models.video import LiveBlocks, WholeBlocks
 from blockloom.motion.clip import Motion, fk_error
 from blockloom.motion.features import HUMAN_SIZE
+from blockloom.motion.procedural import procedural_motion
 from blockloom.motion.skeleton import HUMAN22
 from blockloom.pipelines.auto import AutoPipeline
 from blockloom.pipelines.motion import _DEFAULTS, MotionPipeline
@@ -122,6 +123,34 @@ def test_a_motion_is_gone_on_with_and_its_frames_stay(name, count):
     assert np.abs(way[count - 1] - way[count - 2]).max() < 1e-4
     bare = pipe("walk", motion=start.joints, num_frames=count + 2 * step, seed=5).motions[0]
     assert np.array_equal(bare.joints[:count], start.joints)
+
+
+@pytest.mark.parametrize("count", [12, 20])
+def test_turning_bodies_go_on_where_they_are(count):
+    # Headings are smoothed over time: short clips that turn have others than longer ones.
+    circle = procedural_motion("a person walks in a circle to the left", item_generator(0, 1), 60)
+    pipe, start = pipe_of("flow"), circle.cut(0, count)
+    made = pipe("walk", motion=start, num_frames=count + 8, seed=5).motions[0]
+    way = np.diff(made.joints[:, 0, [0, 2]], axis=0)
+    assert np.abs(way[count - 1] - way[count - 2]).max() < 1e-4
+    pipe = pipe_of("all")
+    made = pipe("walk", motion=circle.cut(0, 48), span=(12, 40), seed=5).motions[0]
+    way = np.diff(made.joints[:, 0, [0, 2]], axis=0)
+    for seam in (12, 40):
+        steps = np.linalg.norm(np.diff(way[seam - 3 : seam + 2], axis=0), axis=-1)
+        assert steps.max() < 0.02  # metres per frame from one to the next
+
+
+def test_seconds_count_what_is_given_even_where_it_fills_no_block():
+    pipe, start = pipe_of("pairs"), walk(6)
+    assert pipe.planned_frames("walk", motion=start, seconds=2.0) == 38  # 6 and 4 blocks of 8
+    made = pipe("walk", motion=start, seconds=2.0, seed=1).motions[0]
+    assert len(made) == 38 and np.array_equal(made.joints[:6], start.joints)
+    usual = pipe.planned_frames("walk", motion=start)
+    assert pipe.planned_frames("walk", motion=start, num_frames=usual) == usual
+    pair = [walk(6), walk(6, 1)]
+    both = {"motion": pair, "seconds": 2.0, "num_motions_per_prompt": 2}
+    assert pipe.planned_frames("walk", **both) == 38
 
 
 def test_poses_flow_out_of_what_was_given(monkeypatch):

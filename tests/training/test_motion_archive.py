@@ -147,7 +147,22 @@ def test_converted_sets_read_back_and_mirror(archive, tmp_path):
         with_mirror(replace(data, actions=done))
 
 
+def test_few_files_that_cannot_be_read_are_left_out(tmp_path, caplog):
+    for number in range(12):
+        write_bvh(tmp_path / f"{number:02}.bvh", motion_to_bvh(waving(30)))
+    (tmp_path / "05.bvh").write_text((tmp_path / "05.bvh").read_text()[:90])
+    with caplog.at_level("WARNING"):
+        assert len(load_motions(tmp_path)) == 11
+    (line,) = (record.message for record in caplog.records if "skipped" in record.message)
+    assert line.startswith("clip skipped: 05.bvh: ") and line.count("05.bvh") == 1
+    (tmp_path / "06.bvh").write_text("HIERARCHY\n")
+    with pytest.raises(DataError, match=r"2 of 12 clips are bad: 05\.bvh: .*; 06\.bvh: "):
+        load_motions(tmp_path)
+
+
 def test_slow_rates_are_filled_in_between():
+    with pytest.raises(DataError, match=r"7\.2e\+07 at 20"):
+        motion_row(replace(waving(1001), fps=1 / 3600))
     slow = motion_row(waving(31, fps=10.0))
     assert len(slow) == 60
     assert np.abs(slow[:, 3:67] - motion_row(waving(61))[:, 3:67]).max() < 0.01

@@ -62,7 +62,12 @@ def test_a_mirrored_motion_is_the_mirrored_joints():
 def test_mirrored_features_are_those_of_the_mirrored_text():
     left, right = (torch.from_numpy(tiny_features(text, 20, seed=3)) for text in TEXTS[2:4])
     assert mirrored_text(TEXTS[2]) == TEXTS[3]
-    assert mirrored_text("the leftmost right hand") == "the leftmost left hand"
+    assert mirrored_text("the leftmost right hand") == "the rightmost left hand"
+    assert mirrored_text("step Leftwards, left-handed") == "step Rightwards, right-handed"
+    assert mirrored_text("be bright, copyright") == "be bright, copyright"
+    for against in ("counterclockwise", "counter-clockwise", "counter clockwise", "anticlockwise",
+                    "anti-clockwise"):  # fmt: skip
+        assert mirrored_text(f"turn {against} once") == "turn clockwise once"
     assert mirrored_text("Left arm, then RIGHT") == "Right arm, then Left"
     assert mirrored_text("turn clockwise") == "turn counterclockwise"
     assert mirrored_text("Counterclockwise") == "Clockwise"
