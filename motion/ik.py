@@ -154,8 +154,10 @@ def swing_to(
     offsets = torch.as_tensor(skeleton.offsets.copy(), dtype=world.dtype, device=world.device)
     turned, places = world.clone(), target.clone()
     for joints, parents in skeleton.generations:
-        start, own = places[:, parents], world[:, joints]
-        swing = between(rotate(own, offsets[joints]), target[:, joints] - start)
-        turned[:, joints] = unit(multiply(swing, own))
-        places[:, joints] = start + rotate(turned[:, joints], offsets[joints])
+        joints, parents = joints.to(world.device), parents.to(world.device)
+        start, own, bone = places[:, parents], world[:, joints], offsets[joints]
+        swing = between(rotate(own, bone), target[:, joints] - start)
+        own = unit(multiply(swing, own))
+        turned.index_copy_(1, joints, own)
+        places.index_copy_(1, joints, start + rotate(own, bone))
     return turned, places

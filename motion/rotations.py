@@ -33,7 +33,7 @@ EULER_ORDERS = (
 def unit(vectors: Float[Tensor, "*batch dim"]) -> Float[Tensor, "*batch dim"]:
     """Scale to length 1; a vector of length 0 stays 0."""
     tiny = torch.finfo(vectors.dtype).tiny
-    return vectors / vectors.norm(dim=-1, keepdim=True).clamp(min=tiny)
+    return vectors / torch.linalg.vector_norm(vectors, dim=-1, keepdim=True).clamp(min=tiny)
 
 
 def identity(*batch: int, like: Tensor) -> Quaternions:
@@ -45,7 +45,8 @@ def multiply(left: Quaternions, right: Quaternions) -> Quaternions:
     """Compose: the result turns by `right` first and then by `left`."""
     w, v = left[..., :1], left[..., 1:]
     other_w, other_v = right[..., :1], right[..., 1:]
-    v, other_v = torch.broadcast_tensors(v, other_v)
+    if v.ndim != other_v.ndim:  # of axes of other sizes the cross product takes care itself
+        v, other_v = torch.broadcast_tensors(v, other_v)
     real = w * other_w - (v * other_v).sum(-1, keepdim=True)
     return torch.cat([real, w * other_v + other_w * v + torch.linalg.cross(v, other_v)], dim=-1)
 
@@ -57,7 +58,9 @@ def inverse(rotations: Quaternions) -> Quaternions:
 
 def rotate(rotations: Quaternions, vectors: Vectors) -> Vectors:
     """Turn vectors."""
-    v, vectors = torch.broadcast_tensors(rotations[..., 1:], vectors)
+    v = rotations[..., 1:]
+    if v.ndim != vectors.ndim:
+        v, vectors = torch.broadcast_tensors(v, vectors)
     twice = 2 * torch.linalg.cross(v, vectors)
     return vectors + rotations[..., :1] * twice + torch.linalg.cross(v, twice)
 

@@ -15,7 +15,7 @@ What it does not know: clips, frames per second, files other than its own plain 
 Invariants: parents stand before their children and joint 0 is the only root.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from importlib import resources
@@ -110,13 +110,16 @@ class Skeleton:
         return [child for child, parent in enumerate(self.parents) if parent == joint]
 
     @cached_property
-    def generations(self) -> list[tuple[list[int], list[int]]]:
-        """Joints by their distance from the root, which is left out, each list with the parents."""
+    def generations(self) -> list[tuple[Tensor, Tensor]]:
+        """Joints by their distance from the root, which is left out; each int64 with the parents.
+
+        They live on the CPU.
+        """
         depth = [0] * len(self)
         for joint, parent in enumerate(self.parents):
             depth[joint] = 0 if parent < 0 else depth[parent] + 1
         return [
-            (group, [self.parents[joint] for joint in group])
+            (torch.tensor(group), torch.tensor([self.parents[joint] for joint in group]))
             for level in range(1, max(depth) + 1)
             if (group := [joint for joint, own in enumerate(depth) if own == level])
         ]
@@ -233,10 +236,15 @@ def world_rotations(
 ) -> Float[Tensor, "*batch joints 4"]:
     """Turn parent-relative rotations into rotations against the rest pose in the world."""
     world = local
-    for joints, parents in skeleton.generations:
-        turned = multiply(world[..., parents, :], local[..., joints, :])
-        world = world.index_copy(-2, torch.tensor(joints, device=world.device), turned)
+    for joints, parents in _generations(skeleton, world.device):
+        turned = multiply(world.index_select(-2, parents), local.index_select(-2, joints))
+        world = world.index_copy(-2, joints, turned)
     return world
+
+
+def _generations(skeleton: Skeleton, device: torch.device) -> Iterator[tuple[Tensor, Tensor]]:
+    for joints, parents in skeleton.generations:
+        yield joints.to(device), parents.to(device)
 
 
 def local_rotations(
@@ -268,7 +276,7 @@ def forward_kinematics(
     offsets = torch.as_tensor(skeleton.offsets.copy(), dtype=world.dtype, device=world.device)
     bones = rotate(world, offsets)
     places = torch.cat((root[..., None, :], bones[..., 1:, :]), dim=-2)
-    for joints, parents in skeleton.generations:
-        placed = places[..., parents, :] + bones[..., joints, :]
-        places = places.index_copy(-2, torch.tensor(joints, device=world.device), placed)
+    for joints, parents in _generations(skeleton, world.device):
+        placed = places.index_select(-2, parents) + bones.index_select(-2, joints)
+        places = places.index_copy(-2, joints, placed)
     return places

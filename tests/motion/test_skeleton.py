@@ -86,7 +86,9 @@ def test_generations_at_once_equal_joint_by_joint() -> None:
         (forward_kinematics(HUMAN22, rotations, root), places),
     ):
         torch.testing.assert_close(fast, torch.stack(slow, dim=1), rtol=0, atol=1e-14)
-    assert sorted(joint for group, _ in HUMAN22.generations for joint in group) == [*range(1, 22)]
+    assert sorted(int(joint) for group, _ in HUMAN22.generations for joint in group) == [
+        *range(1, 22)
+    ]
     alone = skeleton_from_dict({"joints": [{"name": "hips", "parent": None, "offset": [0, 1, 0]}]})
     assert alone.generations == []
 
