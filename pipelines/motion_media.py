@@ -42,13 +42,15 @@ MAX_JOINTS = 1000
 
 
 def save_motion(
-    motion: Motion, paths: Sequence[Path], metadata: Record[Any] | Mapping[str, Any] | None = None
-) -> dict[str, str]:
+    motion: Motion, paths: str | Path | Sequence[str | Path],
+    metadata: Record[Any] | Mapping[str, Any] | None = None,
+) -> dict[str, str]:  # fmt: skip
     """Write a motion under several names and, when there is a record, one sidecar for all.
 
     Args:
         motion: With rotations.
-        paths: Final names that differ in their endings only: .mp4, .gif, .bvh, .glb, .npz.
+        paths: Final name, or several that differ in their endings only: .mp4, .gif, .bvh, .glb,
+            .npz.
         metadata: The record, or a JSON object. MP4, GIF, GLB and npz carry it inside; BVH has no
             place for it. None writes none, and no sidecar.
 
@@ -59,11 +61,12 @@ def save_motion(
         UsageError: An unknown ending, or a package that is not installed.
         ResourceError: A file cannot be written; no partial file is left.
     """
-    if len({path.with_suffix("") for path in paths}) > 1:
+    targets = [Path(path) for path in ([paths] if isinstance(paths, str | Path) else paths)]
+    if len({path.with_suffix("") for path in targets}) > 1:
         raise UsageError("files of one motion differ in their endings only")
     record = metadata.to_dict() if isinstance(metadata, Record) else metadata
     files = {}
-    for path in paths:
+    for path in targets:
         kind = path.suffix.lower()[1:]
         check_one_of("motion format", kind, FORMATS)
         if kind in ("mp4", "gif"):
@@ -73,8 +76,8 @@ def save_motion(
         content = _encoded(motion, kind, record)
         write_bytes(path, content)
         files[path.name] = hashlib.sha256(content).hexdigest()
-    if record is not None and paths:
-        first = paths[0]
+    if record is not None and targets:
+        first = targets[0]
         sidecar = dict(record) | {"file": first.name, "sha256": files[first.name], "files": files}
         text = json.dumps(sidecar, indent=2, sort_keys=True, allow_nan=False) + "\n"
         write_bytes(first.with_suffix(".json"), text.encode())

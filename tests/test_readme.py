@@ -3,6 +3,7 @@
 import re
 import shlex
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -71,6 +72,15 @@ def test_python_example_runs(
     assert len(source.strip().splitlines()) <= 7
     exec(compile(source, "README.md", "exec"), {})
     assert (tmp_path / "face.png").is_file()
+
+
+def test_motion_example_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    block = re.findall(r"```python\n(.*?)```", README, re.S)[2]
+    monkeypatch.chdir(tmp_path)
+    told: dict[str, Any] = {}
+    exec(compile(block, "README.md", "exec"), told)
+    assert len(told["motion"]) == 80 and told["motion"].text == "walk; jump; stand idle"
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["body.bvh", "body.glb"]
 
 
 @pytest.mark.parametrize("document", ["README.md", "CONTRIBUTING.md", "SECURITY.md"])
