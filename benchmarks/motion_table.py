@@ -42,6 +42,8 @@ SIZE = (
     "train.ema=0.998", "train.warmup=50", "train.balance=caption", "train.mirror=true",
 )  # fmt: skip
 """One size for all."""
+FRAMES = 64
+"""Feature frames of every motion that is judged: what recipes without a window train on."""
 TOLERANCE = 0.05
 """Share of the budget by which a run may miss it."""
 TIMED_STEPS = (6, 30)
@@ -156,7 +158,7 @@ def main(argv: list[str] | None = None) -> None:
     flags = parser.parse_args(argv)
     logging.basicConfig(level=logging.INFO)
     torch.set_num_threads(1)
-    settings = MotionSettings(evaluator=flags.runs / "evaluator", variants=0)
+    settings = MotionSettings(evaluator=flags.runs / "evaluator", variants=0, frames=FRAMES)
     report: dict[str, Any] = {"seconds": flags.seconds, "size": list(flags.set), "recipes": {}}
     for name in flags.recipes or candidates():
         out = flags.runs / name.split("/")[-1]

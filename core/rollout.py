@@ -261,6 +261,8 @@ class Rollout:
                 'can, before the next one runs, with cache.write = "fused"'
             )
         self.give(self.plan.sources(block), values)
+        if self.kept is not None:
+            self._keep(block, self.kept)
 
     def give(self, source: Tensor, values: Tensor) -> None:
         """Take values [batch, slots, channels] of some slots as given; some may be unknown."""

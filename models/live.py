@@ -82,6 +82,7 @@ class LiveRollout:
             generators=generators, num_steps=num_steps,
         )  # fmt: skip
         self.block = 0
+        self._moved = -1  # the last block that sinks were moved for: a block may be begun again
 
     def _uncond(self, scheduler: Any) -> Any:
         if not self.model.uses_prompt or scheduler.config.guidance_scale == 1.0:
@@ -101,8 +102,8 @@ class LiveRollout:
         Raises:
             UsageError: wrong shapes.
         """
-        self._open(actions)
         source = self._checked_source(self.block, values)
+        self._open(actions)
         self._rollout.give(source, values)
         for _ in self._rollout.block_events(self.block):
             pass
@@ -147,6 +148,7 @@ class LiveRollout:
         Raises:
             UsageError: wrong shapes.
         """
+        self._check_told(told)
         self._open(actions)
         self._tell(told)
         yield from self._rollout.block_events(self.block)
@@ -185,17 +187,21 @@ class LiveRollout:
         for flags in (rollout.is_known, rollout.given, rollout.is_missing):
             flags[:, source] = False
         shift = self.plan.sink_shift(self.block)
-        if shift and self._rollout.cache is not None:
+        if shift and self._rollout.cache is not None and self._moved != self.block:
             self._rollout.cache.move_sinks(shift)
+            self._moved = self.block
 
-    def _tell(self, told: Tensor | None) -> None:
-        """Take in the tokens of the next block that are always given."""
+    def _check_told(self, told: Tensor | None) -> None:
+        """Refuse tokens of the next block that are not those the recipe is always given."""
         given = self.model.recipe.layout.given
         channels = self._rollout.values.shape[-1]
         wanted = (self.items, self.frames_per_block, given, channels) if given else None
         got = None if told is None else tuple(told.shape)
         if wanted != got:
             raise UsageError(f"told tokens have shape {got}; this model takes {wanted} per step")
+
+    def _tell(self, told: Tensor | None) -> None:
+        """Take in the tokens of the next block that are always given."""
         if told is not None:
             source = self.plan.sources(self.block)
             self._rollout.give(source[self.model.is_given(source)], told.flatten(1, 2))
@@ -236,6 +242,7 @@ class LiveRollout:
         self.decoder = rollout.decoder = fresh
         for name in ("values", "is_known", "given", "is_missing"):
             setattr(rollout, name, getattr(rollout, name)[index])
+        rollout.kept = None if rollout.kept is None else rollout.kept[index]
         rollout.generators = [rollout.generators[item] for item in items.tolist()]
         if rollout.cache is not None:
             places = items
@@ -272,7 +279,7 @@ class LiveRollout:
             odd = sorted(set(shapes.items()) ^ set(given.items()))[0][0]
             raise UsageError(f"snapshot does not fit this model: {odd}")
         rollout = self._rollout
-        self.block = int(state["block"])
+        self.block, self._moved = int(state["block"]), -1
         rollout.values = state["values"].clone()
         for i, generator in enumerate(rollout.generators):
             generator.set_state(state[f"generator.{i}"])

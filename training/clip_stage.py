@@ -173,7 +173,8 @@ class ClipActions:
             rows: One per latent frame of all clips, from `leading_actions`.
             windows: Windows of the same frames.
         """
-        self.rows = rows.to(windows.start.device)
+        # Windows that go on behind a clip's end look up one row past the last.
+        self.rows = torch.cat((rows, torch.zeros_like(rows[:1]))).to(windows.start.device)
         self.windows = windows
 
     @property

@@ -63,6 +63,9 @@ class MotionSettings:
         seed: Seed of all noise, of the choice, and of a freshly trained evaluator.
         steps: Rows per block; None = the recipe's.
         variants: Motions per text for multimodality; below 2 = none.
+        frames: Feature frames that real and drawn motions are cut to at the most; None = 196, or
+            as many as the model was made for. Figures of models that were cut differently do not
+            compare.
         evaluator: Folder of a stored evaluator, made there when missing; None = beside the model.
         evaluator_steps: Training steps of a new evaluator.
         progress: Show bars on stderr.
@@ -72,6 +75,7 @@ class MotionSettings:
     seed: int = 0
     steps: int | None = None
     variants: int = VARIANTS
+    frames: int | None = None
     evaluator: Path | None = None
     evaluator_steps: int = TRAIN_STEPS
     progress: bool = False
@@ -90,10 +94,12 @@ def evaluator_for(
 
     Raises:
         ModelError: A stored evaluator that cannot be read.
-        ResourceError: The folder that was named cannot be written.
+        ResourceError: The folder that was named is none, or cannot be written.
     """
     train = clips.only("train")
     place = settings.evaluator or folder / f"evaluator-{fingerprint(train)}"
+    if place.exists() and not place.is_dir():
+        raise ResourceError(f"evaluator {place.name} is a file; name a folder, or a new one")
     if (place / "config.json").is_file():
         return load_text_motion(place)
     encoder = train_text_motion(
@@ -155,8 +161,8 @@ class _Measured:
     ) -> None:  # fmt: skip
         self.model, self.tokenizer, self.settings = model, tokenizer, settings
         self.evaluator, self.held_out = evaluator, held_out
-        limit = most_frames(model, tokenizer)
-        self.frames = MOST_FRAMES if limit is None else min(limit, MOST_FRAMES)
+        limits = (MOST_FRAMES, most_frames(model, tokenizer), settings.frames)
+        self.frames = min(limit for limit in limits if limit is not None)
         self.train = clips.only("train")
         self.training = self._cut(self.train)
         index = np.arange(len(held_out))

@@ -204,7 +204,12 @@ def frechet_floors(
         found = []
         for _ in range(splits):
             order = rng.permutation(len(first))
-            other = first[order[size : 2 * size]] if second is None else second[:size]
+            if second is None:
+                other = first[order[size : 2 * size]]
+            elif len(second) > size:
+                other = second[rng.permutation(len(second))[:size]]
+            else:
+                other = second
             found.append(frechet(other, first[order[:size]]))
         return {
             "value": float(np.mean(found)),

@@ -184,7 +184,8 @@ def trained_tokenizer(
         The tokenizer in eval mode.
     """
     settings = {k: v for k, v in recipe.tokenizer.items() if k not in ("train", "path")}
-    data = hashlib.sha256(clips.frames.tobytes() + clips.offsets.tobytes()).hexdigest()
+    split = "\0".join(clips.split).encode()  # the same clips may be held out or not
+    data = hashlib.sha256(clips.frames.tobytes() + clips.offsets.tobytes() + split).hexdigest()
     key = json.dumps([settings, steps, seed, batch_size, learning_rate, data], sort_keys=True)
     if key not in _TRAINED:
         with torch.random.fork_rng(devices=[]), tempfile.TemporaryDirectory() as folder:

@@ -9,7 +9,13 @@ import re
 from collections.abc import Mapping, Sequence
 
 IRREGULAR = {"be": ("is", "being"), "have": ("has", "having")}
-NO_VERBS = frozenset(("idle", "a", "an", "the", "one", "two", "left", "right", "both"))
+NO_VERBS = frozenset(
+    (
+        "idle a an the one two three left right both up down in out on off over under forth back "
+        "forward forwards backward backwards sideways around round again away together once twice "
+        "slowly quickly fast his her its their this that with without to at from of for"
+    ).split()
+)
 """Words behind a comma or "and" that are no verbs."""
 WAYS = (
     "{plain}",
@@ -21,8 +27,8 @@ WAYS = (
     "a man {tells}",
     "a woman {tells}",
 )
-"""Ways to say it, `tells` in the third person and `does` in the progressive form; plain twice, so
-that synonyms come plain as well."""
+"""Ways to say it, `tells` in the third person and `does` in the progressive form; plain twice,
+the second time in the words of a synonym where there is one."""
 
 
 def third_person(verb: str) -> str:
@@ -55,17 +61,18 @@ def inflected(caption: str, form: str) -> str:
         form: "tells" (third person) or "does" (progressive).
 
     Returns:
-        The caption; words behind a comma or "and" that end in -ing, name a number or a side, or
-        are articles, stay.
+        The caption; words behind a comma or "and" that end in -ing or -ly, name a number, a side or
+        a way, are articles or plurals ("arms and legs"), stay. A first capital is dropped with it.
     """
     change = third_person if form == "tells" else progressive
 
     def verb(found: re.Match[str]) -> str:
         before, word = found.group(1), found.group(2)
-        stays = before and (word in NO_VERBS or word.endswith("ing"))
-        return found.group() if stays else before + change(word)
+        is_other = word in NO_VERBS or re.search(r"(ing|ly|[^s]s)$", word)
+        return found.group() if before and is_other else before + change(word)
 
-    return re.sub(r"(^|, | and )([a-z]+)", verb, caption)
+    begun = caption[:1].lower() + caption[1:]
+    return re.sub(r"(^|, (?:and |then )?| and (?:then )?)([a-z]+)", verb, begun)
 
 
 def worded(caption: str, number: int, synonyms: Sequence[str] = ()) -> str:
@@ -76,10 +83,12 @@ def worded(caption: str, number: int, synonyms: Sequence[str] = ()) -> str:
         number: Which way, see `WAYS`; 0 leaves it as it is.
         synonyms: Captions that say the same; the ways go through them in turn.
     """
-    said = (caption, *synonyms)
+    said, way = (caption, *synonyms), number % len(WAYS)
     plain = said[number % len(said)]
+    if number and WAYS[way] == "{plain}" and plain == caption and synonyms:
+        plain = synonyms[number % len(synonyms)]
     tells, does = (inflected(plain, form) for form in ("tells", "does"))
-    return WAYS[number % len(WAYS)].format(plain=plain, tells=tells, does=does)
+    return WAYS[way].format(plain=plain, tells=tells, does=does)
 
 
 def wordings(

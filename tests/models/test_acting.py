@@ -111,6 +111,24 @@ def test_after_an_observation_the_cache_is_that_of_a_run_that_was_given_the_fram
     assert torch.equal(plain.act(), replaced.act())
 
 
+def test_what_replaces_a_frame_is_kept_with_noise_too(tiny):
+    player = stream(tiny, *NUMBERS, "cache.context_noise=1e-6", "cache.exact=false", items=3)
+    rollout, seen = player.live._rollout, frames(player.model, 3, items=3)
+    for frame in seen[:2]:
+        player.see(frame)
+        player.act()
+        player.imagine()
+    player.see(seen[2])
+    assert rollout.kept is not None and rollout.kept.shape == rollout.values.shape
+    source = player.live.plan.sources(player.live.block - 1)
+    assert (rollout.kept[:, source] - rollout.values[:, source]).abs().max() < 1e-4
+    player.keep(torch.tensor([0, 2]))
+    player.act()
+    player.imagine()
+    player.see(seen[2][[0, 2]])
+    assert len(rollout.kept) == 2
+
+
 def test_a_frame_that_is_not_replaced_stays(tiny):
     dreamt, replaced = stream(tiny), stream(tiny)
     seen = frames(dreamt.model, 2)

@@ -206,6 +206,22 @@ def test_far_past_its_length_a_sink_is_as_far_away_as_at_its_end(tiny):
     assert (other.step() - near).abs().max() > 1e-2
 
 
+def test_what_is_refused_or_begun_again_moves_no_sink_twice(tiny):
+    model = tiny.model("image/acdit", *SINK, std=0.3)
+    given = torch.randn(9, 2, 16, tiny.channels, generator=torch.Generator().manual_seed(0))
+    plain, odd = (LiveRollout(model, ["cat", "sun"], generators(), num_steps=2) for _ in range(2))
+    for frame in given:
+        plain.observe(frame)
+        with pytest.raises(UsageError, match="given frames have shape"):
+            odd.observe(frame[:, :5])
+        next(odd.events())  # begun, and given up
+        odd._rollout.generators = generators()
+        odd.observe(frame)
+    places = [live._rollout.cache.layout.position for live in (plain, odd)]
+    length = int(plain._rollout.cache.written[0])
+    assert torch.equal(places[0][:, :length], places[1][:, :length])
+
+
 def test_sinks_need_keys_that_are_rotated_when_read(tiny):
     model = tiny.model("image/acdit", *SINK, "cache.keys=rotated")
     with pytest.raises(UsageError, match=r'set cache\.keys to "unrotated"'):

@@ -83,6 +83,11 @@ def test_ids_lead_to_the_frame_after_them_as_one_hot_rows():
     assert torch.equal(actions[torch.tensor([1])][0], torch.stack([one[2], one[0], one[1]]))
     assert torch.equal(actions[torch.tensor([3])][0], torch.stack([0 * one[0], one[0], one[2]]))
     assert leading_actions(dataset(np.where(taken > 1, 0, taken)), 3).shape == (10, 3)
+    # Behind the end of a clip nothing is done.
+    longer = ClipActions(led, ClipWindows(torch.from_numpy(OFFSETS), 9, pad=True))
+    first = longer[torch.tensor([0])][0]
+    end = int(OFFSETS[1])
+    assert torch.equal(first[:end], led[:end]) and not first[end:].any() and len(first) == 9
 
 
 def test_vectors_lead_to_the_frame_after_them():

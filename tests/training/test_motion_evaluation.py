@@ -209,6 +209,8 @@ def test_models_of_short_motions_are_compared_with_as_much_of_real_ones(masked, 
     settings = replace(SETTINGS, num=3, variants=0, evaluator_steps=2)
     result = evaluate_motions(*masked, clips, tmp_path, settings)
     assert result["evaluator"]["frames"] == 20
+    shorter = evaluate_motions(*masked, clips, tmp_path, replace(settings, frames=12))
+    assert shorter["evaluator"]["frames"] == 12
     assert result["reconstruction"]["mpjpe_mm"]["value"] > 10  # untrained codes
 
 
@@ -222,6 +224,9 @@ def test_an_evaluator_that_cannot_be_kept_is_still_used(clips, tmp_path, caplog)
     assert encoder.weights_hash() == evaluator_for(clips, tmp_path, settings, "x").weights_hash()
     with pytest.raises(ResourceError, match="cannot write evaluator judge"):
         evaluator_for(clips, tmp_path, replace(settings, evaluator=blocked / "judge"), "rules")
+    with pytest.raises(ResourceError, match="evaluator file is a file"):
+        evaluator_for(clips, tmp_path, replace(settings, evaluator=blocked), "rules")
+    assert blocked.read_text() == "not a folder"
 
 
 def test_a_panel_measures_bodies_by_hand(clips):
@@ -251,6 +256,11 @@ def test_floors_grow_as_sets_shrink():
     far = frechet_floors(train, held_out + 3.0, splits=8)
     assert far["train_against_held_out"]["value"] == pytest.approx(36, rel=0.2)
     assert frechet_floors(train[:3], held_out[:1])["halves_of_held_out"] is None
+    # Of more held-out than training vectors a part is drawn, not the first of the list.
+    more = rng.normal(size=(200, 4))
+    more = more[more[:, 0].argsort()]
+    drawn = frechet_floors(train[:20], more, splits=8)["train_against_held_out"]
+    assert drawn["value"] < 2 and drawn["range"][0] < drawn["range"][1]
 
 
 def test_tables_are_turned_to_one_line_per_metric():

@@ -1,5 +1,7 @@
 """Learning checks of motion: what a drawn motion shows, and that a short run learns."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -73,6 +75,8 @@ def test_a_tokenizer_is_trained_once_for_all_recipes_of_its_kind(clips, monkeypa
     assert trained_tokenizer(load_recipe("motion/mmm", list(SMALL)), clips, 2, 0) is first
     assert not first.training
     assert trained_tokenizer(load_recipe("motion/mmm", list(SMALL)), clips, 3, 0) is not first
+    other = replace(clips, split=clips.split[::-1])  # what was held out, and what was not
+    assert trained_tokenizer(load_recipe("motion/mmm", list(SMALL)), other, 2, 0) is not first
 
 
 class Stage:

@@ -50,6 +50,12 @@ def test_the_verbs_of_a_caption_and_nothing_else_change() -> None:
         assert inflected("sneak" + rest, form) == first + rest
     assert inflected("stay crouched, idle", "tells") == "stays crouched, idle"
     assert inflected("raise the left and right arm", "does") == "raising the left and right arm"
+    assert inflected("jump up and down", "tells") == "jumps up and down"
+    assert inflected("walk back and forth", "does") == "walking back and forth"
+    assert inflected("swing arms and legs", "tells") == "swings arms and legs"
+    assert inflected("walk, then sit down", "tells") == "walks, then sits down"
+    assert inflected("walk and then press a button", "does") == "walking and then pressing a button"
+    assert inflected("Walk forward", "tells") == "walks forward"
 
 
 def test_ways_and_synonyms_take_turns_and_the_first_is_as_it_was() -> None:
@@ -58,6 +64,10 @@ def test_ways_and_synonyms_take_turns_and_the_first_is_as_it_was() -> None:
     assert worded("walk", 2, ["stroll"]) == "someone walks"
     assert worded("walk", 4) == "a person is walking"
     assert worded("walk", len(WAYS)) == "walk"
+    for synonyms in ([], ["stroll"], ["stroll", "wander"], ["stroll", "wander", "pace"]):
+        told = [worded("walk", number, synonyms) for number in range(len(WAYS))]
+        assert len(set(told)) == len(WAYS) - (not synonyms)
+        assert not synonyms or set(told) & set(synonyms)  # one of them plain
     said = wordings(["walk", "sit down"], 2, {"walk": ["stroll"]})
     assert said == [
         ["walk", "sit down"], ["a person strolls", "a person sits down"],
