@@ -108,6 +108,6 @@ def test_the_folder_says_how_it_was_made():
         assert "path" not in recipe["tokenizer"]
         tokenizer = recipe["tokenizer"]
         if recipe["modality"] == "motion":
-            assert tokenizer["latent_channels"] == 32
+            assert tokenizer["latent_channels"] == 64
         else:
             assert tokenizer.get("image", tokenizer)["image_size"] == 64
