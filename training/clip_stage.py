@@ -174,7 +174,8 @@ class ClipActions:
             windows: Windows of the same frames.
         """
         # Windows that go on behind a clip's end look up one row past the last.
-        self.rows = torch.cat((rows, torch.zeros_like(rows[:1]))).to(windows.start.device)
+        self._ended = torch.cat((rows, torch.zeros_like(rows[:1]))).to(windows.start.device)
+        self.rows = self._ended[:-1]
         self.windows = windows
 
     @property
@@ -184,7 +185,7 @@ class ClipActions:
 
     def __getitem__(self, indices: Tensor | slice) -> Float[Tensor, "batch frames actions"]:
         """Gather the actions of windows."""
-        return self.rows[self.windows.rows(indices)]
+        return self._ended[self.windows.rows(indices)]
 
 
 class ClipPrompts:

@@ -88,6 +88,7 @@ def test_ids_lead_to_the_frame_after_them_as_one_hot_rows():
     first = longer[torch.tensor([0])][0]
     end = int(OFFSETS[1])
     assert torch.equal(first[:end], led[:end]) and not first[end:].any() and len(first) == 9
+    assert torch.equal(longer.rows, led)  # those of the clips, whoever reads them one by one
 
 
 def test_vectors_lead_to_the_frame_after_them():
