@@ -11,7 +11,6 @@ From the repository's root:
 import argparse
 import json
 import sys
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -32,14 +31,6 @@ LINE = 1.5
 """A seam passes at this many times the usual jump."""
 
 
-def first_frames(motion: Motion, count: int) -> Motion:
-    """Return the beginning of a motion."""
-    turns = motion.rotations
-    return replace(
-        motion, joints=motion.joints[:count], rotations=None if turns is None else turns[:count]
-    )
-
-
 def edited(pipe: MotionPipeline, motion: Motion, text: str, seed: int) -> tuple[Any, list[int]]:
     """Redraw the middle of a motion, or its second half; return the joints and the seams.
 
@@ -47,14 +38,13 @@ def edited(pipe: MotionPipeline, motion: Motion, text: str, seed: int) -> tuple[
         RuntimeError: A kept frame is not what it was.
     """
     count = min(len(motion) // 4 * 4, MOST)
-    whole, middle = first_frames(motion, count), count // 8 * 4
+    whole, middle = motion.cut(0, count), count // 8 * 4
     if pipe.can_infill:
         start, end = middle - REDRAWN // 2, middle + REDRAWN // 2
         made = pipe(text, motion=whole, span=(start, end), seed=seed).motions[0]
         kept, seams = np.r_[0:start, end:count], [start, end]
     else:
-        begun = first_frames(whole, middle)
-        made = pipe(text, motion=begun, num_frames=count, seed=seed).motions[0]
+        made = pipe(text, motion=whole.cut(0, middle), num_frames=count, seed=seed).motions[0]
         kept, seams = np.r_[0:middle], [middle]
     if not np.array_equal(made.joints[kept], whole.joints[kept]):
         raise RuntimeError(f"{text}: frames that should be kept have changed")

@@ -48,8 +48,9 @@ TOLERANCE = 0.05
 """Share of the budget by which a run may miss it."""
 TIMED_STEPS = (6, 30)
 """Steps of the two runs that tell how long a step takes."""
-SHOWN = ("r_precision_top_1", "r_precision_top_3", "frechet_distance", "mm_distance", "diversity",
-         "foot_skating_ratio", "jerk_m_s3")  # fmt: skip
+SHOWN = ("r_precision_top_1", "r_precision_top_3", "recognised", "frechet_distance", "mm_distance",
+         "diversity", "foot_skating_ratio", "jerk_m_s3")  # fmt: skip
+BESIDE = ("real_held_out", "nearest_training_text", "standing_still")
 
 
 def candidates() -> list[str]:
@@ -125,11 +126,30 @@ def measured(folder: Path, data: Any, settings: MotionSettings) -> dict[str, Any
     return evaluate_motions(model, tokenizer, clips, folder, settings, Path(data).name)
 
 
+def condensed(report: dict[str, Any]) -> dict[str, Any]:
+    """Keep of every recipe what the table shows, and once what all are held against."""
+    first = next(iter(report["recipes"].values()))
+
+    def shown(table: dict[str, Any], who: str) -> dict[str, Any]:
+        return {metric: table[metric][who] for metric in SHOWN if who in table.get(metric, {})}
+
+    return report | {
+        "recipes": {
+            name: {key: told[key] for key in ("steps", "train_seconds", "parameters")}
+            | {"generated": shown(told["table"], "generated")}
+            for name, told in report["recipes"].items()
+        },
+        "beside": {who: shown(first["table"], who) for who in BESIDE},
+        "evaluator": first["evaluator"],
+        "frechet_floor_between_real_sets": first["frechet_floor_between_real_sets"],
+    }
+
+
 def markdown(report: dict[str, Any]) -> str:
     """Lay out one row per recipe, real motions and the baselines first."""
     lines = ["| | " + " | ".join(SHOWN) + " | steps |", "| --- |" + " --- |" * (len(SHOWN) + 1)]
     first = next(iter(report["recipes"].values()))["table"]
-    for who in ("real_held_out", "nearest_training_text", "standing_still"):
+    for who in BESIDE:
         cells = [_cell(first.get(metric, {}).get(who)) for metric in SHOWN]
         lines.append(f"| {who.replace('_', ' ')} | " + " | ".join(cells) + " | |")
     for name, result in report["recipes"].items():
@@ -171,7 +191,7 @@ def main(argv: list[str] | None = None) -> None:
         report["recipes"][name] = json.loads(record.read_text())
         sys.stderr.write(markdown(report))
     if flags.out is not None:
-        flags.out.write_text(json.dumps(report, indent=2, allow_nan=False) + "\n")
+        flags.out.write_text(json.dumps(condensed(report), indent=1, allow_nan=False) + "\n")
     sys.stdout.write(markdown(report))
 
 

@@ -7,6 +7,7 @@ skeleton's bones gives its joints; a clip read from a file whose bones stretch k
 they were, and `fk_error` says how far the two differ.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -17,6 +18,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ..core.errors import DataError, UsageError, check_range, describe
+from ..core.messages import explain
 from .rotations import slerp, unit
 from .skeleton import Skeleton, forward_kinematics, world_rotations
 
@@ -201,17 +203,27 @@ def select_joints(motion: Motion, names: Sequence[str]) -> Motion:
     return replace(motion, joints=motion.joints[:, index], skeleton=skeleton, rotations=turned)
 
 
-def check_growth(motion: Motion, fps: float) -> None:
-    """Refuse a clip that would be far longer at another rate, as one with a wrong rate of its own.
+def check_length(motion: Motion, fps: float, most: float = math.inf, name: str = "motion") -> None:
+    """Refuse a clip that is too long as it is, or would be at another rate: slow ones grow.
+
+    Args:
+        motion: The clip.
+        fps: The other rate.
+        most: Frames it may have, as it is and at that rate.
+        name: Of the clip, for the message.
 
     Raises:
-        DataError: It would grow over `MAX_GROWN_PLACES`.
+        DataError: More frames, or it would grow over `MAX_GROWN_PLACES`.
     """
-    count = 1 + (len(motion) - 1) * fps / motion.fps
-    most = MAX_GROWN_PLACES // len(motion.skeleton)
-    if count >= len(motion) + 1 and count > most:
-        got = f"{len(motion)} frames at {motion.fps:g} fps, {count:.7g} at {fps:g}"
-        raise DataError(describe("length", got, f"{most}"))
+    count: float = len(motion)
+    resampled = 1 + (len(motion) - 1) * fps / motion.fps
+    if resampled >= count + 1:
+        count = resampled
+        most = min(most, MAX_GROWN_PLACES // len(motion.skeleton))
+    if count > most:
+        got = f"{len(motion)} frames"
+        got += f" at {motion.fps:g} fps, {count:.7g} at {fps:g}" if count > len(motion) else ""
+        raise DataError(explain(f"{name} is too long", got=got, allowed=f"{most}"))
 
 
 def resample(motion: Motion, fps: float) -> Motion:

@@ -153,8 +153,7 @@ def swing_to(
     """
     offsets = torch.as_tensor(skeleton.offsets.copy(), dtype=world.dtype, device=world.device)
     turned, places = world.clone(), target.clone()
-    for joints, parents in skeleton.generations:
-        joints, parents = joints.to(world.device), parents.to(world.device)
+    for joints, parents in skeleton.generations_on(world.device):
         start, own, bone = places[:, parents], world[:, joints], offsets[joints]
         swing = between(rotate(own, bone), target[:, joints] - start)
         own = unit(multiply(swing, own))

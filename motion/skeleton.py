@@ -124,6 +124,11 @@ class Skeleton:
             if (group := [joint for joint, own in enumerate(depth) if own == level])
         ]
 
+    def generations_on(self, device: torch.device) -> Iterator[tuple[Tensor, Tensor]]:
+        """Yield `generations` on a device."""
+        for joints, parents in self.generations:
+            yield joints.to(device), parents.to(device)
+
     def rest_joints(self) -> Float[np.ndarray, "joints 3"]:
         """Return the places of all joints in the rest pose, float64, metres."""
         places = self.offsets.copy()
@@ -236,15 +241,10 @@ def world_rotations(
 ) -> Float[Tensor, "*batch joints 4"]:
     """Turn parent-relative rotations into rotations against the rest pose in the world."""
     world = local
-    for joints, parents in _generations(skeleton, world.device):
+    for joints, parents in skeleton.generations_on(world.device):
         turned = multiply(world.index_select(-2, parents), local.index_select(-2, joints))
         world = world.index_copy(-2, joints, turned)
     return world
-
-
-def _generations(skeleton: Skeleton, device: torch.device) -> Iterator[tuple[Tensor, Tensor]]:
-    for joints, parents in skeleton.generations:
-        yield joints.to(device), parents.to(device)
 
 
 def local_rotations(
@@ -276,7 +276,7 @@ def forward_kinematics(
     offsets = torch.as_tensor(skeleton.offsets.copy(), dtype=world.dtype, device=world.device)
     bones = rotate(world, offsets)
     places = torch.cat((root[..., None, :], bones[..., 1:, :]), dim=-2)
-    for joints, parents in _generations(skeleton, world.device):
+    for joints, parents in skeleton.generations_on(world.device):
         placed = places.index_select(-2, parents) + bones.index_select(-2, joints)
         places = places.index_copy(-2, joints, placed)
     return places

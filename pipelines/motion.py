@@ -186,8 +186,7 @@ class MotionPipeline(BlockPipeline):
 
     def _job(self, prompt: Any, given: dict[str, Any]) -> Job:
         """Check a call and open its rollout."""
-        check_numbers(given, _COPIES)
-        prompts = [texts for texts in prompt_plan(prompt) for _ in range(given[_COPIES])]
+        prompts = self._prompts(prompt, given)
         items = len(prompts)
         kept, frames = self._plan(self._with_length(prompts, given), items)
         latents = -(-frames // self.tokenizer.step_frames)
@@ -223,10 +222,14 @@ class MotionPipeline(BlockPipeline):
             UsageError: as `__call__`.
         """
         given = check_settings(settings, _DEFAULTS)
-        check_numbers(given, _COPIES)
-        prompts = [texts for texts in prompt_plan(prompt) for _ in range(given[_COPIES])]
+        prompts = self._prompts(prompt, given)
         kept, frames = self._plan(self._with_length(prompts, given), len(prompts))
         return frames if kept is None else kept[0].before + kept[0].frames
+
+    def _prompts(self, prompt: Any, given: dict[str, Any]) -> list[list[str]]:
+        """Check numbers; return the texts of every motion, copies included."""
+        check_numbers(given, _COPIES)
+        return [texts for texts in prompt_plan(prompt) for _ in range(given[_COPIES])]
 
     def _with_length(self, prompts: list[list[str]], given: dict[str, Any]) -> dict[str, Any]:
         """Let segments say how long a motion is where nothing else does."""

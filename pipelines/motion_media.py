@@ -23,7 +23,7 @@ from ..core.messages import explain
 from ..motion.bvh import read_bvh
 from ..motion.bvh_motion import bvh_to_motion, motion_to_bvh
 from ..motion.bvh_write import bvh_text
-from ..motion.clip import MAX_GROWN_PLACES, Motion, resample, select_joints
+from ..motion.clip import Motion, check_length, resample, select_joints
 from ..motion.figure import draw_frames
 from ..motion.glb import EXTRAS_KEY, encode_glb
 from ..motion.retarget import retarget
@@ -140,7 +140,7 @@ def read_motion(path: str | Path) -> Motion:
         motion = bvh_to_motion(read_bvh(path))
     else:
         motion = _from_npz(path)
-    _check_length(motion, path.name)
+    check_length(motion, FPS, MAX_INPUT_FRAMES, path.name)
     try:
         if abs(motion.fps - FPS) > 1e-6:
             motion = resample(motion, FPS)
@@ -161,20 +161,6 @@ def _as_it_is(motion: Motion) -> Motion | None:
     if kept.skeleton.parents != HUMAN22.parents:
         return None
     return replace(kept, skeleton=HUMAN22.with_offsets(kept.skeleton.offsets))
-
-
-def _check_length(motion: Motion, name: str) -> None:
-    """Refuse a motion that is too long as it is, or would be at 20 fps: slow ones grow."""
-    count: float = len(motion)
-    allowed = MAX_INPUT_FRAMES
-    resampled = 1 + (len(motion) - 1) * FPS / motion.fps
-    if resampled >= count + 1:
-        count = resampled
-        allowed = min(allowed, MAX_GROWN_PLACES // len(motion.skeleton))
-    if count > allowed:
-        got = f"{len(motion)} frames"
-        got += f" at {motion.fps:g} fps, {count:.7g} at {FPS:g}" if count > len(motion) else ""
-        raise DataError(explain(f"{name} is too long", got=got, allowed=f"{allowed}"))
 
 
 def _from_npz(path: Path) -> Motion:

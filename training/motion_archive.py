@@ -31,7 +31,7 @@ from numpy.typing import NDArray
 from ..core.errors import DataError
 from ..motion.bvh import read_bvh
 from ..motion.bvh_motion import bvh_to_motion
-from ..motion.clip import Motion, check_growth, resample
+from ..motion.clip import Motion, check_length, resample
 from ..motion.features import HUMAN_SIZE, human_features
 from ..motion.names import name_parts
 from ..motion.retarget import retarget
@@ -171,7 +171,7 @@ def motion_row(motion: Motion) -> NDArray[np.float32]:
         DataError: A body whose joints fit no known style, fewer than two frames, or a rate so low
             that it would grow beyond measure.
     """
-    check_growth(motion, FPS)
+    check_length(motion, FPS)
     return human_features(resample(retarget(motion, HUMAN22), FPS).on_floor())
 
 

@@ -19,14 +19,18 @@ SIZES = (
 GUIDED = ["condition.adaln=true", "condition.modulate=[clean,noisy]", "schedule.guidance_scale=2.0"]
 
 
-def tiny(settings: list[str]) -> GenerativeModel:
-    recipe = load_recipe("image/llamagen", ["backbone.layers=2", *settings])
+def built(name: str, settings: list[str], *grid: int, **values: int) -> GenerativeModel:
+    recipe = load_recipe(name, ["backbone.layers=2", *settings])
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        model = GenerativeModel(recipe.model_dump(mode="json"), 2, 3, codebook_size=7)
+        model = GenerativeModel(recipe.model_dump(mode="json"), *grid, **values)
         for parameter in model.parameters():
             nn.init.normal_(parameter, std=0.2)
     return model.eval()
+
+
+def tiny(settings: list[str]) -> GenerativeModel:
+    return built("image/llamagen", settings, 2, 3, codebook_size=7)
 
 
 def decode(model: GenerativeModel, items: int) -> tuple[Tensor, Tensor]:
@@ -68,14 +72,8 @@ def test_it_equals_the_layers_bit_for_bit_for_every_batch(size, extra, monkeypat
 
 def flowing(settings: list[str]) -> GenerativeModel:
     """A flow over latent frames: fused commits, two rows of two kinds in a block's first pass."""
-    sizes = ["backbone.layers=2", "schedule.steps=3", "text.buckets=32", "cache.window=3"]
-    recipe = load_recipe("motion/block_flow", [*sizes, *settings])
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        model = GenerativeModel(recipe.model_dump(mode="json"), 1, 1, latent_channels=6)
-        for parameter in model.parameters():
-            nn.init.normal_(parameter, std=0.2)
-    return model.eval()
+    sizes = ["schedule.steps=3", "text.buckets=32", "cache.window=3"]
+    return built("motion/block_flow", [*sizes, *settings], 1, 1, latent_channels=6)
 
 
 @pytest.mark.parametrize("extra", [[], ["schedule.guidance_scale=2.0"]], ids=["plain", "guided"])

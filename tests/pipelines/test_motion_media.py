@@ -61,6 +61,14 @@ def test_single_poses_and_slow_motions_of_a_legal_length_are_read(tmp_path: Path
     assert len(read_motion(tmp_path / "b.npz")) == 2001
 
 
+def test_names_that_are_not_as_many_as_joints_are_refused(tmp_path: Path) -> None:
+    names, parents = [*HUMAN22.names, "tail"], [*HUMAN22.parents, 0]
+    joints = np.broadcast_to(REST, (5, 22, 3))
+    np.savez(tmp_path / "odd.npz", joints=joints, names=names, parents=parents)
+    with pytest.raises(DataError, match="23 names and 23 parents"):
+        read_motion(tmp_path / "odd.npz")
+
+
 def test_the_cap_of_frames_holds_as_it_did(tmp_path: Path) -> None:
     joints = np.broadcast_to(REST, (MAX_INPUT_FRAMES + 1, 22, 3))
     np.savez_compressed(tmp_path / "a.npz", joints=joints)
